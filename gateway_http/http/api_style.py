@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import UNSET
 
 from gateway_http.http import sse
 from gateway_http.protocol import anthropic
@@ -55,7 +56,11 @@ def _anthropic_error(error: ApiError, request_id: str) -> anthropic.MessagesErro
     if param is not None and param not in message:
         message = f"{param}: {message}"
     return anthropic.MessagesError(
-        anthropic.MessagesErrorObject(_ERROR_TYPES.get(error.status, by_class), message),
+        anthropic.MessagesErrorObject(
+            _ERROR_TYPES.get(error.status, by_class),
+            message,
+            anthropic.UnsupportedThread() if param == "thread" else UNSET,
+        ),
         request_id,
     )
 

@@ -316,6 +316,10 @@ class UnsupportedMessageParameters(Prompt, kw_only=True):
     mcp_servers: Rejected = None
     inference_geo: Rejected = None
     fallbacks: Rejected = None
+    fallback_credit_token: Rejected = None
+    billing_policy: Rejected = None
+    compaction: Rejected = None
+    thread: Rejected = None
     user_profile_id: Rejected = None
 
 
@@ -541,11 +545,25 @@ ErrorType = Literal[
 ]
 
 
+class UnsupportedThread(Struct):
+    """Details of the rejection of `thread`. SDKs then send the request again, without a thread."""
+
+    error_code: Annotated[Literal["thread_unsupported_request"], http_only("A constant.")] = (
+        "thread_unsupported_request"
+    )
+    unsupported: Annotated[list[str], http_only("What is not supported: threads.")] = field(
+        default_factory=lambda: ["thread"]
+    )
+
+
 class MessagesErrorObject(Struct):
     """An error in Anthropic's form."""
 
     type: Annotated[ErrorType, http_only("The kind of the error.")]
     message: Annotated[str, http_only("The cause, for people. It names the field, if any.")]
+    details: Annotated[
+        UnsupportedThread | UnsetType, http_only("Details for programs, if `thread` is rejected.")
+    ] = UNSET
 
 
 class MessagesError(Struct, tag_field="type", tag="error"):

@@ -3,8 +3,9 @@
     async with FakeService() as service:
         service.script = [Admit(), Delta("Hello"), Hold(), Delta(" world"), Finish()]
 
-Every call runs the whole script. `Hold` waits for `service.release()`. `calls` has all calls with
-their requests. `called` and `cancelled` wait for them.
+Every call runs the whole script, unless `turns` has a script for it. `Hold` waits for
+`service.release()`. `calls` has all calls with their requests. `called` and `cancelled` wait for
+them.
 """
 
 import asyncio
@@ -121,6 +122,18 @@ Step = Admit | Delta | Piece | Finish | Hold | Fail
 HELLO: list[Step] = [Admit(), Delta("Hello"), Delta(" world"), Finish()]
 
 
+def reasoning(text: str) -> Delta:
+    """Return a delta of reasoning."""
+    return Delta(delta=chat_pb2.Delta(reasoning_content=text))
+
+
+def tool_call(arguments: str, call_id: str = "", name: str = "", index: int = 0) -> Delta:
+    """Return a delta of a tool call's arguments. The first delta of a call has its id and name."""
+    function = chat_pb2.FunctionCall(name=name, arguments_json=arguments)
+    call = chat_pb2.ToolCall(id=call_id, index=index, function=function)
+    return Delta(delta=chat_pb2.Delta(tool_calls=[call]))
+
+
 @dataclass
 class Call:
     """A call that the service has received."""
@@ -142,6 +155,8 @@ class FakeService(
     """All services of `chatrpc.v1`, and Health, on a free port of 127.0.0.1."""
 
     script: list[Step] = field(default_factory=lambda: list(HELLO))
+    turns: list[list[Step]] = field(default_factory=list)
+    """The scripts of the next calls, in order. Each is removed when its call begins."""
     num_rejections: int = 0
     """The number of first calls that end with `rejection` and do not run the script."""
     rejection: Fail = Fail(grpc.StatusCode.UNAVAILABLE, "Full.", "QUEUE_FULL")
@@ -339,7 +354,8 @@ class FakeService(
         try:
             if len(self.calls) <= self.num_rejections:
                 await self.rejection.abort(context)
-            async for chunk in self._steps(context):
+            script = self.turns.pop(0) if self.turns else self.script
+            async for chunk in self._steps(script, context):
                 yield chunk
         # GeneratorExit is raised if the call is cancelled in a write.
         except (asyncio.CancelledError, GeneratorExit):
@@ -347,10 +363,10 @@ class FakeService(
             self._changed.set()
             raise
 
-    async def _steps(self, context: Any) -> AsyncIterator[Any]:
+    async def _steps(self, script: list[Step], context: Any) -> AsyncIterator[Any]:
         num_tokens = 0
         head = _head()
-        for step in self.script:
+        for step in script:
             match step:
                 case Admit():
                     await context.send_initial_metadata((("chatrpc-admitted", "1"),))

@@ -20,6 +20,8 @@ from tests.fakes.chat_service import (
     Finish,
     Hold,
     Step,
+    reasoning,
+    tool_call,
 )
 
 MESSAGES: list[MessageParam] = [{"role": "user", "content": "Hi"}]
@@ -34,25 +36,15 @@ def client(url: str) -> anthropic.AsyncAnthropic:
     return anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0)
 
 
-def reasoning(text: str) -> Delta:
-    return Delta(delta=chat_pb2.Delta(reasoning_content=text))
-
-
-def piece(arguments: str, call_id: str = "", name: str = "", index: int = 0) -> Delta:
-    function = chat_pb2.FunctionCall(name=name, arguments_json=arguments)
-    call = chat_pb2.ToolCall(id=call_id, index=index, function=function)
-    return Delta(delta=chat_pb2.Delta(tool_calls=[call]))
-
-
 THINKING_AND_CALLS: list[Step] = [
     Admit(),
     reasoning("Hm"),
     reasoning("m."),
     Delta("Let me see."),
-    piece("", "call_1", "weather"),
-    piece('{"city":'),
-    piece('"Oslo"}'),
-    piece('{"city": "Bergen"}', "call_2", "weather", 1),
+    tool_call("", "call_1", "weather"),
+    tool_call('{"city":'),
+    tool_call('"Oslo"}'),
+    tool_call('{"city": "Bergen"}', "call_2", "weather", 1),
     Finish(chat_pb2.FINISH_REASON_TOOL_CALLS),
 ]
 
@@ -192,6 +184,30 @@ async def test_changed_thinking_is_rejected(url: str, service: FakeService) -> N
                 max_tokens=16,
                 messages=[*MESSAGES, {"role": "assistant", "content": [block]}, *MESSAGES],
             )
+
+
+async def test_tool_runner_sends_the_history_without_a_thread(
+    url: str, service: FakeService
+) -> None:
+    """The runner first asks the server to store the conversation, which is not supported."""
+
+    async def weather(city: str) -> str:
+        """Report the weather."""
+        return f"Rain in {city}."
+
+    service.turns = [[*THINKING_AND_CALLS]]
+    async with client(url) as claude:
+        runner = claude.beta.messages.tool_runner(
+            model=MODEL,
+            max_tokens=16,
+            messages=[{"role": "user", "content": "Hi"}],
+            tools=[anthropic.beta_async_tool(weather)],
+        )
+        final = await runner.until_done()
+    assert final.content[0].to_dict()["text"] == "Hello world"
+    sent = service.calls[-1].params.messages
+    assert [message.content[0].text for message in sent[2:]] == ["Rain in Oslo.", "Rain in Bergen."]
+    assert len(service.calls) == 2
 
 
 async def test_parsed_output_has_the_schema_of_the_class(url: str, service: FakeService) -> None:

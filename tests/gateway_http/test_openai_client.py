@@ -10,7 +10,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 
 from chatrpc.v1 import chat_pb2
-from tests.fakes.chat_service import MODEL, Admit, Delta, Fail, FakeService, Finish, Hold
+from tests.fakes.chat_service import MODEL, Admit, Delta, Fail, FakeService, Finish, Hold, tool_call
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
@@ -70,16 +70,11 @@ async def test_stream_helper_with_two_choices(url: str, service: FakeService) ->
 
 
 async def test_stream_helper_with_a_tool_call(url: str, service: FakeService) -> None:
-    def piece(arguments: str, call_id: str = "", name: str = "") -> Delta:
-        function = chat_pb2.FunctionCall(name=name, arguments_json=arguments)
-        call = chat_pb2.ToolCall(id=call_id, index=0, function=function)
-        return Delta(delta=chat_pb2.Delta(tool_calls=[call]))
-
     service.script = [
         Admit(),
-        piece("", "call_1", "weather"),
-        piece('{"city"'),
-        piece(':"Oslo"}'),
+        tool_call("", "call_1", "weather"),
+        tool_call('{"city"'),
+        tool_call(':"Oslo"}'),
         Finish(chat_pb2.FINISH_REASON_TOOL_CALLS),
     ]
     async with (

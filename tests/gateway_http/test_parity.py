@@ -229,15 +229,7 @@ def cases() -> Iterator[Case]:
         body = {"model": "m", "input": "x"} | fields
         yield responses_request.ResponsesRequest, body, with_model(responses_requests.params)
 
-    inputs: tuple[Any, ...] = ("a", ["a", "b"], [1, 2], [[1], [2]])
-    for each in inputs:
-        wanted = {"model": "m", "input": each, "dimensions": 2, "user": "u"}
-        convert = with_model(embeddings.embeddings_request)
-        yield embedding_types.EmbeddingsRequest, wanted, convert
-
-    for each in DECISIONS:
-        convert = with_model(decisions.decision_request)
-        yield decision_types.DecisionRequest, {"model": "m"} | each, convert
+    yield from computation_cases()
 
     def tokenize(body: token_types.TokenizeRequest) -> Message:
         return tokens.tokenize_request(body)
@@ -248,6 +240,19 @@ def cases() -> Iterator[Case]:
             yield token_types.TokenizeRequest, given | {name: value}, with_model(tokenize)
     for name, value in OF_MESSAGES.items():
         yield token_types.TokenizeRequest, {"messages": [HI], name: value}, with_model(tokenize)
+
+
+def computation_cases() -> Iterator[Case]:
+    """Yield the cases of requests that generate nothing."""
+    inputs: tuple[Any, ...] = ("a", ["a", "b"], [1, 2], [[1], [2]])
+    for each in inputs:
+        wanted = {"model": "m", "input": each, "dimensions": 2, "user": "u"}
+        convert = with_model(embeddings.embeddings_request)
+        yield embedding_types.EmbeddingsRequest, wanted, convert
+
+    for each in DECISIONS:
+        convert = with_model(decisions.decision_request)
+        yield decision_types.DecisionRequest, {"model": "m"} | each, convert
 
 
 def given_fields(value: Any) -> Iterator[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert.anthropic_requests import params, sent_names, tokenize_request
-from gateway_http.protocol.anthropic import CountTokensRequest, MessagesRequest
+from gateway_http.protocol.anthropic import UNSUPPORTED, CountTokensRequest, MessagesRequest
 from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.params import param_of
 
@@ -98,9 +98,7 @@ def test_output_format_becomes_the_response_format() -> None:
     assert response_format.json_schema.strict
 
 
-@pytest.mark.parametrize(
-    "name", ["container", "mcp_servers", "inference_geo", "fallbacks", "user_profile_id"]
-)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_unsupported_parameter_is_rejected(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         converted(**{name: "a"})

@@ -8,6 +8,7 @@ from anthropic.types import (
     MessageDeltaUsage,
     RawMessageStreamEvent,
     Usage,
+    beta,
     message_count_tokens_params,
     message_create_params,
 )
@@ -16,7 +17,7 @@ from msgspec import Struct
 from gateway_http.protocol import anthropic
 
 # Headers, which the SDK has as parameters, too.
-_HEADERS = {"workspace_id", "user_profile_id"}
+_HEADERS = {"workspace_id", "user_profile_id", "betas"}
 
 
 def fields(struct: type[Struct]) -> set[str]:
@@ -27,6 +28,7 @@ def fields(struct: type[Struct]) -> set[str]:
     ("struct", "params"),
     [
         (anthropic.MessagesRequest, message_create_params.MessageCreateParamsBase),
+        (anthropic.MessagesRequest, beta.message_create_params.MessageCreateParamsBase),
         (anthropic.CountTokensRequest, message_count_tokens_params.MessageCountTokensParams),
     ],
 )
