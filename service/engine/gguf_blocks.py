@@ -18,7 +18,8 @@ from service.engine.grouped_weight import GroupedWeight
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
-_CHUNK_BYTES = 2**20  # bytes of blocks that are decoded at once
+_EXPONENT = 0x7C00  # of a float16; all bits are set in NaN and infinity
+_CHUNK_BYTES = 2**19  # bytes of blocks that are decoded or checked at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,37 +28,52 @@ class BlockWeight:
 
     Args:
         kind: The name of the type, one of `GROUPED`.
-        blocks: uint8 [N, bytes of a row].
+        parts: uint8 [N_i, bytes of a row] each, with the output channels in order.
     """
 
     kind: str
-    blocks: Tensor
+    parts: tuple[Tensor, ...]
+
+    @property
+    def blocks(self) -> Tensor:
+        """The blocks of all parts, uint8 [N, bytes of a row]; a copy if there are several."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
 
     @property
     def shape(self) -> torch.Size:
         """[N, K], as of a float weight."""
         layout = _LAYOUTS[self.kind]
-        num_blocks = self.blocks.shape[1] // layout.num_bytes
-        return torch.Size((len(self.blocks), num_blocks * layout.num_values))
+        num_blocks = self.parts[0].shape[1] // layout.num_bytes
+        return torch.Size((sum(map(len, self.parts)), num_blocks * layout.num_values))
 
     def rows(self, start: int, stop: int) -> Self:
-        """Return the weight of the output channels from `start` up to `stop`. It shares memory."""
-        return type(self)(self.kind, self.blocks[start:stop])
+        """Return the weight of the output channels from `start` up to `stop`."""
+        return type(self)(self.kind, (self.blocks[start:stop],))
 
     def select(self, index: Tensor) -> Self:
         """Return the weight of the output channels `index` [n]."""
-        return type(self)(self.kind, self.blocks[index])
+        return type(self)(self.kind, (self.blocks[index],))
+
+    def clone(self) -> Self:
+        """Return the same weight in memory of its own."""
+        return type(self)(self.kind, (self.blocks.clone(),))
 
     def is_finite(self) -> bool:
         """Return True if no value is NaN or infinite."""
         layout = _LAYOUTS[self.kind]
-        blocks = self.blocks.view(len(self.blocks), -1, layout.num_bytes)
-        return all(bool(_half(blocks, start).isfinite().all()) for start in layout.halves)
+        # In chunks, because the numbers of a block are in one line of the cache.
+        for chunk in (chunk for part in self.parts for chunk in _chunks(part)):
+            words = chunk.view(torch.int16).view(len(chunk), -1, layout.num_bytes // 2)
+            for start in layout.halves:
+                exponents = words[..., start // 2] & _EXPONENT
+                if bool((exponents == _EXPONENT).any()):
+                    return False
+        return True
 
     def grouped(self) -> GroupedWeight:
         """Return the weight in groups, with exactly the same values."""
         layout = _LAYOUTS[self.kind]
-        blocks = self.blocks.view(len(self.blocks), -1, layout.num_bytes)
+        blocks = self.blocks.view(self.shape[0], -1, layout.num_bytes)
         values, scale, minimum, bits, group_size = layout.read(blocks)
         minimum = None if minimum is None else minimum.flatten(1)
         return GroupedWeight(values.flatten(1), scale.flatten(1), minimum, bits, group_size)
@@ -68,14 +84,14 @@ class BlockWeight:
 
 
 def concatenate(weights: Sequence[BlockWeight]) -> BlockWeight | None:
-    """Return one weight with the output channels of all `weights`, in order.
+    """Return one weight with the output channels of all `weights`, in order. It shares memory.
 
     None if their types differ.
     """
     kinds = {weight.kind for weight in weights}
     if len(kinds) != 1:
         return None
-    return BlockWeight(kinds.pop(), torch.cat([weight.blocks for weight in weights]))
+    return BlockWeight(kinds.pop(), tuple(part for weight in weights for part in weight.parts))
 
 
 def dequantized(kind: str, rows: Tensor) -> Tensor:
@@ -88,7 +104,7 @@ def dequantized(kind: str, rows: Tensor) -> Tensor:
     Raises:
         NotImplementedError: The type is not supported.
     """
-    chunks = rows.split(max(1, _CHUNK_BYTES // rows.shape[1]))
+    chunks = _chunks(rows)
     first = _dequantized(kind, chunks[0])
     if len(chunks) == 1:
         return first
@@ -99,9 +115,13 @@ def dequantized(kind: str, rows: Tensor) -> Tensor:
     return values
 
 
+def _chunks(rows: Tensor) -> Sequence[Tensor]:
+    return rows.split(max(1, _CHUNK_BYTES // rows.shape[1]))
+
+
 def _dequantized(kind: str, rows: Tensor) -> Tensor:
     if kind in GROUPED:
-        return BlockWeight(kind, rows).grouped().dequantized()
+        return BlockWeight(kind, (rows,)).grouped().dequantized()
     from gguf import GGMLQuantizationType, quants  # noqa: PLC0415  # takes 0.4 s, rarely needed
 
     with np.errstate(all="ignore"):  # damaged scales may overflow; the caller checks the values

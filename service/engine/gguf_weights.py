@@ -1,6 +1,6 @@
 """Reads the weights of a GGUF file one by one, by the names of a checkpoint's tensors."""
 
-import os
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from service.errors import ModelLoadError
 from service.gguf.index import LINK, IndexedTensor
 
 _CHUNK_VALUES = 2**20  # number of values checked at once
-_MAX_READ = 2**30  # bytes; Linux reads at most 2 GB at once
 _NOT_FINITE = "has values that are not finite"
 
 
@@ -35,9 +34,11 @@ class GgufWeights:
         self._tensors = tensors
         self._device = device
         try:
-            self._file = self._path.open("rb", buffering=0)
-        except OSError as error:
-            raise ModelLoadError(f"{self._path} cannot be read: {error.strerror}") from error
+            with self._path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:  # ValueError: the file is empty
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ModelLoadError(f"{self._path} cannot be read: {reason}") from error
 
     @property
     def names(self) -> set[str]:
@@ -45,15 +46,15 @@ class GgufWeights:
         return set(self._tensors)
 
     def close(self) -> None:
-        """See `StoredWeights`."""
-        self._file.close()
+        """See `StoredWeights`. Blocks that `read_grouped` returned stay valid."""
+        del self._map
 
     def read(self, name: str) -> Tensor:
         """See `StoredWeights`."""
         tensor = self._tensors[name]
         rows = self._rows(tensor)
         if tensor.type in FLOATS:
-            values = rows.view(FLOATS[tensor.type]).view(tensor.shape)
+            values = rows.view(FLOATS[tensor.type]).view(tensor.shape).clone()
         else:
             try:
                 values = dequantized(tensor.type, rows).view(tensor.shape)
@@ -66,11 +67,11 @@ class GgufWeights:
         return values.to(self._device)
 
     def read_grouped(self, name: str) -> BlockWeight | None:
-        """See `StoredWeights`."""
+        """See `StoredWeights`. The blocks are those of the mapped file."""
         tensor = self._tensors[name]
         if tensor.type not in GROUPED:
             return None
-        weight = BlockWeight(tensor.type, self._rows(tensor))
+        weight = BlockWeight(tensor.type, (self._rows(tensor),))
         if not weight.is_finite():
             raise self._failure(tensor, _NOT_FINITE)
         return weight
@@ -80,17 +81,14 @@ class GgufWeights:
 
         A row of a tensor of one dimension is one value.
         """
-        stored = torch.empty(tensor.num_bytes, dtype=torch.uint8)
-        buffer, position = memoryview(stored.numpy().data), 0
-        while position < tensor.num_bytes:
-            part = buffer[position : position + _MAX_READ]
-            try:
-                num_bytes = os.preadv(self._file.fileno(), [part], tensor.offset + position)
-            except OSError as error:
-                raise self._failure(tensor, f"cannot be read: {error.strerror}") from error
-            if not num_bytes:
-                raise self._failure(tensor, "is cut off")
-            position += num_bytes
+        end = tensor.offset + tensor.num_bytes
+        if len(self._map) < end:
+            raise self._failure(tensor, "is cut off")
+        # Earlier tensors leave this process's memory. If one is used again, it is read again.
+        self._map.madvise(mmap.MADV_DONTNEED)
+        stored = torch.frombuffer(
+            self._map, dtype=torch.uint8, count=tensor.num_bytes, offset=tensor.offset
+        )
         rows = stored.view(tensor.shape[0], -1)
         if tensor.num_heads is None:
             return rows

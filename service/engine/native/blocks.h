@@ -43,8 +43,11 @@ inline void read_nibbles(const uint8_t* bytes, int8_t* values) {
 
 // Reads the four lower bits of 32 bytes, or the four upper ones.
 inline void read_nibbles_of(const uint8_t* bytes, bool is_upper, int8_t* values) {
-    const int shift = is_upper ? 4 : 0;
-    for (int k = 0; k < 32; ++k) values[k] = static_cast<int8_t>(bytes[k] >> shift & 15);
+    if (is_upper) {
+        for (int k = 0; k < 32; ++k) values[k] = static_cast<int8_t>(bytes[k] >> 4);
+    } else {
+        for (int k = 0; k < 32; ++k) values[k] = static_cast<int8_t>(bytes[k] & 15);
+    }
 }
 
 // Adds 16 to each value whose bit is 1.

@@ -27,6 +27,7 @@ from service.engine.native.linear import (
     PackedWeight,
     arena,
     float_arguments,
+    parts_of_panels,
 )
 
 GROUP: Final = 32  # inputs that share a scale and a minimum
@@ -68,13 +69,14 @@ def pack_int4(library: ctypes.CDLL, weight: Tensor | GroupedWeight | BlockWeight
     sizes = ctypes.c_int64(out_features), ctypes.c_int64(in_features)
     target = ctypes.c_void_p(packed.data_ptr())
     if isinstance(weight, BlockWeight):
-        blocks = weight.blocks.contiguous()
-        library.chatrpc_int4_pack_blocks(
-            ctypes.c_void_p(blocks.data_ptr()),
-            ctypes.c_int32(BLOCK_TYPES[weight.kind]),
-            *sizes,
-            target,
-        )
+        for start, blocks in parts_of_panels(weight):
+            library.chatrpc_int4_pack_blocks(
+                ctypes.c_void_p(blocks.data_ptr()),
+                ctypes.c_int32(BLOCK_TYPES[weight.kind]),
+                ctypes.c_int64(len(blocks)),
+                ctypes.c_int64(in_features),
+                ctypes.c_void_p(packed[start // PANEL * num_steps * _STEP_BYTES :].data_ptr()),
+            )
     elif isinstance(weight, GroupedWeight):
         values, scale = weight.values.contiguous(), weight.scale.contiguous()
         minimum = None if weight.minimum is None else weight.minimum.contiguous()

@@ -21,6 +21,7 @@ import mmap
 import platform
 import warnings
 from enum import IntEnum
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -237,9 +238,9 @@ def pack_int8(library: ctypes.CDLL, weight: FloatOrGroups | QuantizedWeight) -> 
         )
 
     if isinstance(weight, BlockWeight):
-        blocks = weight.blocks.contiguous()
         number = BLOCK_TYPES[weight.kind]
-        pack(library.chatrpc_linear_pack_blocks, blocks, number, 0, out_features)
+        for start, blocks in parts_of_panels(weight):
+            pack(library.chatrpc_linear_pack_blocks, blocks, number, start, start + len(blocks))
     elif isinstance(weight, Tensor):
         pack(library.chatrpc_linear_pack, *float_arguments(weight), 0, out_features)
     else:
@@ -249,6 +250,17 @@ def pack_int8(library: ctypes.CDLL, weight: FloatOrGroups | QuantizedWeight) -> 
             part = weight.rows(start, stop).dequantized()
             pack(library.chatrpc_linear_pack, *float_arguments(part), start, stop)
     return PackedWeight(out_features, in_features, 0, values, scale)
+
+
+def parts_of_panels(weight: BlockWeight) -> list[tuple[int, Tensor]]:
+    """Return a weight's blocks in contiguous parts, each with the output channel that it begins at.
+
+    All parts begin with a panel.
+    """
+    starts = [0, *accumulate(len(part) for part in weight.parts[:-1])]
+    if any(start % PANEL for start in starts):
+        return [(0, weight.blocks.contiguous())]
+    return [(n, part.contiguous()) for n, part in zip(starts, weight.parts, strict=True)]
 
 
 class NativeInt8Linear(NativeLinear):

@@ -29,7 +29,7 @@ def test_values_are_those_of_the_package_gguf(
 @pytest.mark.parametrize("kind", sorted(GROUPED))
 def test_weight_in_blocks_has_the_values_of_the_file(kind: str) -> None:
     rows = random_rows(kind, 3, 2, seed=1)
-    weight, values = BlockWeight(kind, rows), values_by_gguf(kind, rows)
+    weight, values = BlockWeight(kind, (rows,)), values_by_gguf(kind, rows)
     assert weight.shape == values.shape
     assert torch.equal(weight.dequantized(), values)
     index = torch.tensor([2, 0, 2])
@@ -46,15 +46,15 @@ def test_weight_in_blocks_has_the_values_of_the_file(kind: str) -> None:
 def test_blocks_with_a_number_that_is_not_finite_are_found(kind: str, number: bytes) -> None:
     for start in HALVES[kind]:
         rows = random_rows(kind, 3, 2, seed=1)
-        assert BlockWeight(kind, rows).is_finite()
+        assert BlockWeight(kind, (rows,)).is_finite()
         last_block = rows.shape[1] // 2
         rows[1, last_block + start : last_block + start + 2] = torch.tensor(list(number))
-        assert not BlockWeight(kind, rows).is_finite()
+        assert not BlockWeight(kind, (rows,)).is_finite()
 
 
 def test_weights_of_one_type_are_concatenated() -> None:
     first, second, other = (
-        BlockWeight(kind, random_rows(kind, n, 2, seed=n))
+        BlockWeight(kind, (random_rows(kind, n, 2, seed=n),))
         for n, kind in enumerate(("Q4_K", "Q4_K", "Q6_K"), 1)
     )
     whole = concatenate([first, second])

@@ -118,7 +118,7 @@ def test_non_finite_weight_gives_nan_and_leaves_the_other_channels(
 
 @pytest.mark.parametrize("kind", sorted(GROUPED))
 def test_blocks_of_a_file_are_packed_as_their_values(library: ctypes.CDLL, kind: str) -> None:
-    weight = BlockWeight(kind, random_rows(kind, 41, 3, seed=0))
+    weight = BlockWeight(kind, (random_rows(kind, 41, 3, seed=0),))
     ours, twin = pack_int8(library, weight), pack_int8(library, weight.dequantized())
     assert torch.equal(ours.values, twin.values)
     assert torch.equal(ours.scale, twin.scale)
