@@ -116,7 +116,7 @@ def dequantized(kind: str, rows: Tensor) -> Tensor:
 
 
 def _chunks(rows: Tensor) -> Sequence[Tensor]:
-    return rows.split(max(1, _CHUNK_BYTES // rows.shape[1]))
+    return torch.split(rows, max(1, _CHUNK_BYTES // rows.shape[1]))
 
 
 def _dequantized(kind: str, rows: Tensor) -> Tensor:
