@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "chatrpc_process.fairness": set(),
     "chatrpc_process.first_process": set(),
     "chatrpc_process.interpreter": set(),
+    "chatrpc_process.leash": set(),
     "chatrpc_process.logs": set(),
     "chatrpc_process.metrics": set(),
     "chatrpc_process.threads": set(),
@@ -99,6 +100,19 @@ ALLOWED: dict[str, set[str]] = {
         "service.errors",
         "service.streams",
     },
+    "service.pooling": {
+        "chatrpc_process.fairness",
+        "chatrpc_process.threads",
+        "service.checkpoint",
+        "service.config",
+        "service.domain",
+        "service.engine.host_resources",
+        "service.errors",
+        "service.fingerprint",
+        "service.json_file",
+        "service.streams",
+        "service.text.hf_tokenizer",
+    },
     "service.engine.native": {"service.engine.grouped_weight"},
     "service.rpc": {
         "chatrpc",
@@ -138,6 +152,14 @@ ALLOWED: dict[str, set[str]] = {
         "service.fingerprint",
         "service.generation",
         "service.text",
+    },
+    "service.task_runtime": {
+        "chatrpc_process.threads",
+        "service.checkpoint",
+        "service.config",
+        "service.domain",
+        "service.model",
+        "service.pooling",
     },
     "service.__main__": {"chatrpc_process", "service"},
     "service.runtimes": {
@@ -230,7 +252,7 @@ ALLOWED: dict[str, set[str]] = {
         "chatrpc_process.settings.loopback",
     },
     # The benchmarks measure all packages. No package imports them.
-    "bench": {"chatrpc", "chatrpc_cli", "service"},
+    "bench": {"chatrpc", "chatrpc_cli", "chatrpc_process.leash", "service"},
 }
 # Packages whose __init__ is empty.
 EMPTY = {"service", "gateway_http", "chatrpc_process"}
@@ -246,6 +268,7 @@ DEFERRED = {
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.engine.gguf_blocks", "gguf"),
     ("service.vllm_engine.engine", "service.vllm_engine.launch"),
+    ("service.pooling.runtime", "service.pooling.runners"),
     ("service.vllm_engine.busy_waits", "vllm.distributed.device_communicators.shm_broadcast"),
     ("service.vllm_engine.busy_waits", "vllm.platforms"),
     ("service.checkpoint", "service.gguf.convert"),
@@ -271,6 +294,7 @@ WITHOUT_TORCH = (
     "service.rpc.server",
     "service.text.output_text",
     "service.config",
+    "service.task_runtime",
     "gateway_http.app",
     "chatrpc_cli.__main__",
     "bench.__main__",

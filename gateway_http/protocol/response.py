@@ -129,6 +129,9 @@ class ChatCompletion(Struct, kw_only=True):
     choices: list[Choice]
     usage: Usage
     system_fingerprint: str | UnsetType = UNSET
+    service_tier: Annotated[
+        Literal["default"] | UnsetType, http_only("Only if the request has a `service_tier`.")
+    ] = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
@@ -171,6 +174,9 @@ class ChatCompletionChunk(Struct, kw_only=True):
         note("With `include_usage` null before the last event, otherwise absent."),
     ] = UNSET
     system_fingerprint: str | UnsetType = UNSET
+    service_tier: Annotated[
+        Literal["default"] | UnsetType, http_only("Only if the request has a `service_tier`.")
+    ] = UNSET
     prompt_token_ids: Annotated[list[int] | UnsetType, note("Only in the first event.")] = UNSET
     prompt_logprobs: Annotated[PromptLogprobs | UnsetType, note("Only in the first event.")] = UNSET
 
@@ -199,6 +205,18 @@ class ModelCapabilities(Struct, kw_only=True):
     output_modalities: list[Literal["text", "audio", "image"]]
     tools: bool
     reasoning: bool | UnsetType = UNSET
+
+
+class ModelStatus(Struct):
+    """The state of a model that the gateway hosts."""
+
+    value: Annotated[
+        Literal["unloaded", "loading", "loaded", "unloading"],
+        http_only("The state. A model that is not loaded is loaded by the next request for it."),
+    ]
+    failure: Annotated[
+        str | UnsetType, http_only("Why the last start failed. Absent if it did not.")
+    ] = UNSET
 
 
 class Model(Struct, kw_only=True):
@@ -232,6 +250,10 @@ class Model(Struct, kw_only=True):
         proto_field("ModelCapabilities.tasks", note=_IF_REACHED),
     ] = UNSET
     capabilities: Annotated[ModelCapabilities | UnsetType, note(_IF_REACHED)] = UNSET
+    status: Annotated[
+        ModelStatus | UnsetType,
+        http_only("The state of a model that the gateway hosts. Absent for other models."),
+    ] = UNSET
 
 
 class ModelList(Struct, kw_only=True):

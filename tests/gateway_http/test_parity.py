@@ -90,6 +90,7 @@ PARTS_OF_OTHERS = {
     "Block",
     "Prompt",
     "AnyToolChoice",
+    "ForeignParameters",
     "UnsupportedParameters",
     "UnsupportedEmbeddingParameters",
     "UnsupportedMessageParameters",
@@ -169,6 +170,12 @@ FORMS = (
     {"structured_outputs": {"choice": ["a"]}},
     {"structured_outputs": {"grammar": "a"}},
     {"structured_outputs": {"json_object": True}},
+    {"regex": "a"},
+    {"ebnf": "a"},
+    {"grammar": "a"},
+    {"json_schema": {"a": 1}},
+    {"enable_thinking": False},
+    {"reasoning": {"effort": "low"}},
 )
 ALLOWED = {
     "tool_choice": {
