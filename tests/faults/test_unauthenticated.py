@@ -159,6 +159,10 @@ BODIES = {
     "create_message": body(),
     "count_message_tokens": {"model": "fake", "messages": [{"role": "user", "content": "hi"}]},
     "create_embeddings": {"model": "fake", "input": "hi"},
+    "rerank": {"model": "fake", "query": "hi", "documents": ["a"]},
+    "rerank_v2": {"model": "fake", "query": "hi", "documents": ["a"]},
+    "score": {"model": "fake", "text_1": "hi", "text_2": "ho"},
+    "classify": {"model": "fake", "input": "hi"},
     "create_decision": {
         "model": "fake",
         "input": "hi",
@@ -168,7 +172,7 @@ BODIES = {
     "detokenize": {"model": "fake", "tokens": [1]},
 }
 # Requests that the model does not support. They are rejected after the key was accepted.
-HTTP_UNSUPPORTED = {"create_embeddings"}
+HTTP_UNSUPPORTED = {"create_embeddings", "rerank", "rerank_v2", "score", "classify"}
 
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
