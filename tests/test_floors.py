@@ -246,6 +246,8 @@ DEFERRED = {
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.engine.gguf_blocks", "gguf"),
     ("service.vllm_engine.engine", "service.vllm_engine.launch"),
+    ("service.vllm_engine.busy_waits", "vllm.distributed.device_communicators.shm_broadcast"),
+    ("service.vllm_engine.busy_waits", "vllm.platforms"),
     ("service.checkpoint", "service.gguf.convert"),
     ("service.checkpoint", "huggingface_hub"),
     ("bench.__main__", "bench.context"),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import custom_tools
 from gateway_http.convert.messages import file_content
+from gateway_http.convert.response_tools import function_name
 from gateway_http.convert.thinking_signature import InvalidSignature, signed_text
 from gateway_http.protocol import responses_request as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
@@ -90,18 +91,13 @@ def chat_messages(prompt: openai.ResponsePrompt) -> list[chat_pb2.ChatMessage]:
 
 
 def sent_names(prompt: openai.ResponsePrompt) -> dict[str, str]:
-    """Return the client's paths of the messages and tools, by their paths in chat completions.
+    """Return the client's paths of the messages, by their paths in chat completions.
 
     See `gateway_http.protocol.params.param_of`. A path comes before the beginnings of it.
     """
     names: dict[str, str] = {}
     for i, group in enumerate(grouped(prompt)):
         names |= _group_names(group, f"messages[{i}]")
-    for i, tool in enumerate(prompt.tools or ()):
-        is_custom = isinstance(tool, openai.ResponseCustomTool)
-        schema = f"tools[{i}].format.definition" if is_custom else f"tools[{i}].parameters"
-        names[f"tools[{i}].function.parameters"] = schema
-        names[f"tools[{i}].function"] = f"tools[{i}]"
     return names
 
 
@@ -195,9 +191,11 @@ def _add(message: chat_pb2.ChatMessage, item: openai.Item, path: str) -> None:
             message.tool_call_id = call_id
             _add_content(message, output, f"{path}.output")
         case openai.FunctionCallItem():
-            _add_call(message, item.call_id, item.name, item.arguments)
+            name = function_name(item.name, item.namespace)
+            _add_call(message, item.call_id, name, item.arguments)
         case openai.CustomToolCallItem():
-            _add_call(message, item.call_id, item.name, custom_tools.arguments(item.input))
+            name = function_name(item.name, item.namespace)
+            _add_call(message, item.call_id, name, custom_tools.arguments(item.input))
         case openai.ReasoningInputItem():
             text = _reasoning(item, path)
             separator = "\n\n" if message.reasoning_content and text else ""

@@ -271,16 +271,30 @@ class OpenFunctionCall(OpenItem):
     Args:
         call_id: The id of the call.
         name: The name of the function.
+        namespace: Its namespace, if it has one.
     """
 
-    def __init__(self, item_id: str, output_index: int, call_id: str, name: str) -> None:
+    def __init__(
+        self,
+        item_id: str,
+        output_index: int,
+        call_id: str,
+        name: str,
+        namespace: str | UnsetType = UNSET,
+    ) -> None:
         super().__init__(item_id, output_index)
         self._call_id = call_id
         self._name = name
+        self._namespace = namespace
 
     def item(self, text: str, status: openai.ItemStatus) -> openai.FunctionToolCall:
         return openai.FunctionToolCall(
-            id=self.id, status=status, call_id=self._call_id, name=self._name, arguments=text
+            id=self.id,
+            status=status,
+            call_id=self._call_id,
+            name=self._name,
+            arguments=text,
+            namespace=self._namespace,
         )
 
     def _more(self, text: str) -> Events:
@@ -307,17 +321,31 @@ class OpenCustomCall(OpenItem):
     Args:
         call_id: The id of the call.
         name: The name of the tool.
+        namespace: Its namespace, if it has one.
     """
 
-    def __init__(self, item_id: str, output_index: int, call_id: str, name: str) -> None:
+    def __init__(
+        self,
+        item_id: str,
+        output_index: int,
+        call_id: str,
+        name: str,
+        namespace: str | UnsetType = UNSET,
+    ) -> None:
         super().__init__(item_id, output_index)
         self._call_id = call_id
         self._name = name
+        self._namespace = namespace
         self._input = InputText()
 
     def item(self, text: str, status: openai.ItemStatus) -> openai.CustomToolCall:
         return openai.CustomToolCall(
-            id=self.id, status=status, call_id=self._call_id, name=self._name, input=text
+            id=self.id,
+            status=status,
+            call_id=self._call_id,
+            name=self._name,
+            input=text,
+            namespace=self._namespace,
         )
 
     def add(self, text: str) -> Events:

@@ -3,9 +3,11 @@
 import time
 
 import msgspec
+from msgspec import UNSET
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import chat_completions
+from gateway_http.convert.response_tools import placed_tools
 from gateway_http.convert.responses_items import (
     Events,
     OpenCustomCall,
@@ -21,8 +23,8 @@ from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.response import TokenLogprob
 from gateway_http.protocol.responses_request import (
     ReasoningOptions,
-    ResponseCustomTool,
     ResponseFunctionTool,
+    ResponseNamespaceTool,
     ResponsesRequest,
     ResponseTool,
     TextOptions,
@@ -77,8 +79,7 @@ class ResponseEvents:
 
     def __init__(self, request: ResponsesRequest) -> None:
         self._request = request
-        tools = request.tools or ()
-        self._custom = {tool.name for tool in tools if isinstance(tool, ResponseCustomTool)}
+        self._tools = {placed.function_name: placed for placed in placed_tools(request)}
         self._suffix = ""
         self._num_events = 0
         self._finish_reason = chat_pb2.FINISH_REASON_STOP
@@ -187,10 +188,18 @@ class ResponseEvents:
     def _begin_call(self, call: chat_pb2.ToolCall) -> Events:
         events = self._close()
         index, name = len(self.response.output), call.function.name
-        if name in self._custom:
-            self._open = OpenCustomCall(self._item_id("ctc", index), index, call.id, name)
-        else:
-            self._open = OpenFunctionCall(self._item_id("fc", index), index, call.id, name)
+        placed, namespace = self._tools.get(name), None
+        if placed is not None:
+            name, namespace = placed.tool.name, placed.namespace
+        is_custom = placed is not None and placed.is_custom
+        kind, prefix = (OpenCustomCall, "ctc") if is_custom else (OpenFunctionCall, "fc")
+        self._open = kind(
+            self._item_id(prefix, index),
+            index,
+            call.id,
+            name,
+            namespace or UNSET,
+        )
         return events + self._open.begin()
 
     def _item_id(self, prefix: str, index: int) -> str:
@@ -256,6 +265,8 @@ def _text_options(text: TextOptions | None) -> TextOptions:
 
 def _tool(tool: ResponseTool) -> ResponseTool:
     """Return a tool as responses have it: `parameters` and `strict` of functions are present."""
+    if isinstance(tool, ResponseNamespaceTool):
+        return msgspec.structs.replace(tool, tools=[_tool(each) for each in tool.tools])
     if isinstance(tool, ResponseFunctionTool):
         return msgspec.structs.replace(
             tool, parameters=tool.parameters or _NULL, strict=bool(tool.strict)

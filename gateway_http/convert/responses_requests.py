@@ -1,8 +1,8 @@
 """Converts the bodies of OpenAI's Responses API to the proto's parameters."""
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
-from gateway_http.convert import custom_tools, responses_input
-from gateway_http.convert.json_text import json_text, raw_text
+from gateway_http.convert import response_tools, responses_input
+from gateway_http.convert.json_text import json_text
 from gateway_http.convert.requests import EFFORTS, TOOL_MODES, VERBOSITIES
 from gateway_http.convert.sampling import json_schema_format, stop_strings
 from gateway_http.protocol import responses_request as openai
@@ -51,7 +51,7 @@ def params(request: openai.ResponsesRequest) -> chat_pb2.ChatCompletionParams:
             seed=request.seed,
             stop=stop_strings(request.stop),
         ),
-        tools=_tools(request),
+        tools=response_tools.functions(request),
         tool_choice=_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=_response_format(text),
@@ -82,7 +82,7 @@ def tokenize_request(request: openai.InputTokensRequest) -> model_service_pb2.To
     return model_service_pb2.TokenizeRequest(
         conversation=model_service_pb2.Conversation(
             messages=responses_input.chat_messages(request),
-            tools=_tools(request),
+            tools=response_tools.functions(request),
             reasoning_effort=_effort(request),
         )
     )
@@ -90,7 +90,7 @@ def tokenize_request(request: openai.InputTokensRequest) -> model_service_pb2.To
 
 def sent_names(request: openai.ResponsePrompt) -> dict[str, str]:
     """Return the client's names of parameters, for errors; see `param_of`."""
-    return responses_input.sent_names(request) | _NAMES
+    return responses_input.sent_names(request) | response_tools.sent_names(request) | _NAMES
 
 
 def has_logprobs(request: openai.ResponsesRequest) -> bool:
@@ -111,28 +111,6 @@ def _check_storing(request: openai.ResponsesRequest) -> None:
     for name in ("store", "previous_response_id"):
         if getattr(request, name):
             raise UnsupportedParameter(name, "It has no store of responses.")
-
-
-def _tools(request: openai.ResponsePrompt) -> list[chat_pb2.Tool]:
-    return [_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())]
-
-
-def _tool(tool: openai.ResponseTool, path: str) -> chat_pb2.Tool:
-    match tool:
-        case openai.ResponseFunctionTool():
-            schema, strict = raw_text(tool.parameters), tool.strict
-        case openai.ResponseCustomTool(format=openai.CustomGrammarFormat(syntax="lark")):
-            raise UnsupportedParameter(f"{path}.format.syntax", "Use a regular expression.")
-        case openai.ResponseCustomTool():
-            schema, strict = custom_tools.input_schema(tool.format), True
-    return chat_pb2.Tool(
-        function=chat_pb2.FunctionDefinition(
-            name=tool.name,
-            description=tool.description or "",
-            parameters_json_schema=schema,
-            strict=strict,
-        )
-    )
 
 
 def _tool_choice(choice: openai.ResponseToolChoice | None) -> chat_pb2.ToolChoice | None:

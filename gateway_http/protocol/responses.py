@@ -23,6 +23,7 @@ ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
 
 _ItemId = Annotated[str, http_only("The id of the item.")]
+_Namespace = Annotated[str | UnsetType, http_only("The namespace of the tool, if it has one.")]
 _Status = Annotated[ItemStatus, http_only("`incomplete` if the output ended within the item.")]
 
 # -- Items -----------------------------------------------------------------------------------------
@@ -83,6 +84,7 @@ class FunctionToolCall(Struct, tag_field="type", tag="function_call", kw_only=Tr
     call_id: Annotated[str, proto_field("ToolCall.id")]
     name: Annotated[str, proto_field("FunctionCall.name")]
     arguments: Annotated[str, proto_field("FunctionCall.arguments_json")]
+    namespace: _Namespace = UNSET
 
 
 class CustomToolCall(Struct, tag_field="type", tag="custom_tool_call", kw_only=True):
@@ -99,6 +101,7 @@ class CustomToolCall(Struct, tag_field="type", tag="custom_tool_call", kw_only=T
             description="The input of the tool. Over gRPC it is the argument `input`.",
         ),
     ]
+    namespace: _Namespace = UNSET
 
 
 OutputItem = OutputMessage | ReasoningOutput | FunctionToolCall | CustomToolCall

@@ -107,7 +107,9 @@ class FunctionCallItem(InputItem, tag="function_call"):
     name: Annotated[str, proto_field("FunctionCall.name")]
     arguments: Annotated[str, proto_field("FunctionCall.arguments_json")]
     caller: Accepted = None
-    namespace: Rejected = None
+    namespace: Annotated[
+        str | None, http_only("The namespace of the tool. Over gRPC it is a part of the name.")
+    ] = None
     parsed_arguments: Accepted = None  # `parse()` of OpenAI's SDK adds it
 
 
@@ -124,7 +126,9 @@ class CustomToolCallItem(InputItem, tag="custom_tool_call"):
         ),
     ]
     caller: Accepted = None
-    namespace: Rejected = None
+    namespace: Annotated[
+        str | None, http_only("The namespace of the tool. Over gRPC it is a part of the name.")
+    ] = None
 
 
 class CallOutputItem(InputItem):
@@ -244,7 +248,24 @@ class ResponseCustomTool(
     defer_loading: Annotated[Literal[False] | None, http_only("Rejected if it is true.")] = None
 
 
-ResponseTool = ResponseFunctionTool | ResponseCustomTool
+CallableTool = ResponseFunctionTool | ResponseCustomTool
+
+
+class ResponseNamespaceTool(
+    Struct, tag_field="type", tag="namespace", forbid_unknown_fields=True, kw_only=True
+):
+    """Tools under a common name."""
+
+    name: Annotated[
+        str, http_only("The name. Over gRPC the names of the functions begin with it and `__`.")
+    ]
+    description: Annotated[
+        str | None, http_only("Over gRPC the descriptions of the functions begin with it.")
+    ] = None
+    tools: Annotated[list[CallableTool], proto_field("ChatCompletionParams.tools")]
+
+
+ResponseTool = CallableTool | ResponseNamespaceTool
 
 
 class FunctionChoice(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
@@ -454,6 +475,7 @@ class ResponsesRequest(UnsupportedResponseParameters, forbid_unknown_fields=True
         str | None, proto_field("ChatCompletionParams.prompt_cache_key")
     ] = None
     service_tier: Annotated[str | None, proto_field("ChatCompletionParams.service_tier")] = None
+    client_metadata: Accepted = None  # Codex sends it
     max_tool_calls: Accepted = None  # it limits hosted tools, of which there are none
     prompt_cache_options: Accepted = None
     prompt_cache_retention: Accepted = None

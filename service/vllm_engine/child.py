@@ -1,4 +1,4 @@
-"""Prepares vLLM's own processes: their variables, logs, process group and end.
+"""Prepares vLLM's own processes: their variables, logs, process group, waits and end.
 
 Part of it runs in these processes, as a plugin of vLLM's group `vllm.general_plugins`. vLLM's core
 does not notice by itself that the process that started it was killed.
@@ -19,6 +19,7 @@ from chatrpc_process.logs.configuration import (
     configured_logging,
 )
 from service.domain.engine_settings import EngineSettings
+from service.vllm_engine.busy_waits import end_busy_waits
 
 # This variable is set for vLLM's processes: the id of the process that starts them, and the level
 # and format of log lines.
@@ -50,7 +51,7 @@ def prepare_environment(settings: EngineSettings) -> None:
 
 
 def plugin() -> None:
-    """Prepare a process of vLLM: its logs, its process group and its end.
+    """Prepare a process of vLLM: its logs, its process group, its waits and its end.
 
     Does nothing in the process that starts vLLM, and in a vLLM that another program has started.
     """
@@ -67,6 +68,7 @@ def plugin() -> None:
         # A terminal sends Ctrl-C to its foreground group. The service drains; vLLM must not end.
         os.setpgid(0, 0)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    end_busy_waits()
 
 
 def running_processes() -> set[int]:

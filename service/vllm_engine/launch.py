@@ -1,4 +1,4 @@
-"""Starts vLLM. Only this module imports it."""
+"""Starts vLLM. Only this module and `busy_waits.py` import it."""
 
 import dataclasses
 import json

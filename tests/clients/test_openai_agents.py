@@ -1,5 +1,6 @@
-"""`openai-agents` over chat completions."""
+"""`openai-agents` over chat completions and over OpenAI's Responses API."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
@@ -8,6 +9,7 @@ from agents import (
     Agent,
     ModelSettings,
     OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
     Runner,
     function_tool,
     set_tracing_disabled,
@@ -29,57 +31,52 @@ class City(BaseModel):
     city: str
 
 
-def agent(client: openai.AsyncOpenAI, **options: Any) -> Agent:
-    return Agent(
-        name="Forecaster",
-        instructions="Be brief.",
-        model=OpenAIChatCompletionsModel(model=MODEL, openai_client=client),
-        **options,
-    )
+@pytest.fixture(
+    params=[OpenAIChatCompletionsModel, OpenAIResponsesModel], ids=["chat", "responses"]
+)
+async def model(request: pytest.FixtureRequest, url: str) -> AsyncIterator[Any]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield request.param(model=MODEL, openai_client=client)
 
 
-def client(url: str) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+def agent(model: Any, **options: Any) -> Agent:
+    return Agent(name="Forecaster", instructions="Be brief.", model=model, **options)
 
 
-async def test_run_calls_a_tool_and_returns_the_output(url: str, service: FakeService) -> None:
+async def test_run_calls_a_tool_and_returns_the_output(model: Any, service: FakeService) -> None:
     service.turns = [CALL, RAIN]
-    async with client(url) as openai_client:
-        result = await Runner.run(
-            agent(openai_client, tools=[function_tool(weather)]), "Weather in Oslo?"
-        )
+    result = await Runner.run(agent(model, tools=[function_tool(weather)]), "Weather in Oslo?")
     assert result.final_output == "It rains in Oslo."
     assert result.context_wrapper.usage.requests == 2
     sent = service.calls[-1].params
     roles = [chat_pb2.Role.Name(message.role) for message in sent.messages]
-    assert roles == ["ROLE_SYSTEM", "ROLE_USER", "ROLE_ASSISTANT", "ROLE_TOOL"]
+    assert roles[0] in {"ROLE_SYSTEM", "ROLE_DEVELOPER"}
+    assert roles[1:] == ["ROLE_USER", "ROLE_ASSISTANT", "ROLE_TOOL"]
     assert sent.messages[3].content[0].text == "Rain in Oslo."
 
 
 async def test_streamed_run_calls_a_tool_and_returns_the_output(
-    url: str, service: FakeService
+    model: Any, service: FakeService
 ) -> None:
     service.turns = [CALL, RAIN]
-    async with client(url) as openai_client:
-        result = Runner.run_streamed(
-            agent(
-                openai_client,
-                tools=[function_tool(weather)],
-                model_settings=ModelSettings(include_usage=True),
-            ),
-            "Weather in Oslo?",
-        )
-        deltas = [
-            event.data.delta
-            async for event in result.stream_events()
-            if event.type == "raw_response_event"
-            and event.data.type == "response.output_text.delta"
-        ]
+    result = Runner.run_streamed(
+        agent(
+            model,
+            tools=[function_tool(weather)],
+            model_settings=ModelSettings(include_usage=True),
+        ),
+        "Weather in Oslo?",
+    )
+    deltas = [
+        event.data.delta
+        async for event in result.stream_events()
+        if event.type == "raw_response_event" and event.data.type == "response.output_text.delta"
+    ]
     assert "".join(deltas) == result.final_output == "It rains in Oslo."
     assert result.context_wrapper.usage.output_tokens == 7
 
 
-async def test_parallel_tool_calls_have_their_results(url: str, service: FakeService) -> None:
+async def test_parallel_tool_calls_have_their_results(model: Any, service: FakeService) -> None:
     service.turns = [
         [
             tool_call("", "call_1", "weather"),
@@ -89,22 +86,20 @@ async def test_parallel_tool_calls_have_their_results(url: str, service: FakeSer
         ],
         RAIN,
     ]
-    async with client(url) as openai_client:
-        await Runner.run(agent(openai_client, tools=[function_tool(weather)]), "Weather?")
+    await Runner.run(agent(model, tools=[function_tool(weather)]), "Weather?")
     sent = service.calls[-1].params.messages
     assert [message.tool_call_id for message in sent[3:]] == ["call_1", "call_2"]
     assert [message.content[0].text for message in sent[3:]] == ["Rain in Oslo.", "Rain in Bergen."]
 
 
-async def test_output_of_a_type_is_parsed(url: str, service: FakeService) -> None:
+async def test_output_of_a_type_is_parsed(model: Any, service: FakeService) -> None:
     service.script = [reasoning("Easy."), *CITY[1:]]
-    async with client(url) as openai_client:
-        result = await Runner.run(agent(openai_client, output_type=City), "Where?")
+    result = await Runner.run(agent(model, output_type=City), "Where?")
     assert result.final_output == City(city="Oslo")
     assert service.calls[-1].params.response_format.json_schema.strict
 
 
-async def test_settings_of_the_model_reach_the_service(url: str, service: FakeService) -> None:
+async def test_settings_of_the_model_reach_the_service(model: Any, service: FakeService) -> None:
     settings = ModelSettings(
         temperature=0.5,
         top_p=0.5,
@@ -118,10 +113,7 @@ async def test_settings_of_the_model_reach_the_service(url: str, service: FakeSe
         prompt_cache_retention="in_memory",
         extra_body={"top_k": 3},
     )
-    async with client(url) as openai_client:
-        await Runner.run(
-            agent(openai_client, tools=[function_tool(weather)], model_settings=settings), "Hi"
-        )
+    await Runner.run(agent(model, tools=[function_tool(weather)], model_settings=settings), "Hi")
     sent = service.calls[-1].params
     assert sent.sampling.top_k == 3
     assert sent.sampling.max_completion_tokens == 16
@@ -129,7 +121,7 @@ async def test_settings_of_the_model_reach_the_service(url: str, service: FakeSe
     assert sent.reasoning_effort == chat_pb2.REASONING_EFFORT_LOW
 
 
-async def test_agent_hands_off_to_another(url: str, service: FakeService) -> None:
+async def test_agent_hands_off_to_another(model: Any, service: FakeService) -> None:
     service.turns = [
         [
             tool_call("{}", "call_1", "transfer_to_forecaster"),
@@ -137,13 +129,12 @@ async def test_agent_hands_off_to_another(url: str, service: FakeService) -> Non
         ],
         RAIN,
     ]
-    async with client(url) as openai_client:
-        forecaster = agent(openai_client)
-        first = Agent(
-            name="First",
-            handoffs=[forecaster],
-            model=OpenAIChatCompletionsModel(model=MODEL, openai_client=openai_client),
-        )
-        result = await Runner.run(first, "Weather?")
+    forecaster = agent(model)
+    first = Agent(
+        name="First",
+        handoffs=[forecaster],
+        model=model,
+    )
+    result = await Runner.run(first, "Weather?")
     assert result.last_agent is forecaster
     assert result.final_output == "It rains in Oslo."

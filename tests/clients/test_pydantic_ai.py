@@ -1,4 +1,4 @@
-"""`pydantic-ai` over chat completions and over Anthropic's Messages API."""
+"""`pydantic-ai` over chat completions, OpenAI's Responses API and Anthropic's Messages API."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelHTTPError, NativeOutput, PromptedOutput, Tool, ToolOutput
 from pydantic_ai.models.anthropic import AnthropicModel
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -27,6 +27,11 @@ def chat(url: str) -> OpenAIChatModel:
     return OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=f"{url}/v1", api_key="none"))
 
 
+def responses(url: str) -> OpenAIResponsesModel:
+    provider = OpenAIProvider(base_url=f"{url}/v1", api_key="none")
+    return OpenAIResponsesModel(MODEL, provider=provider)
+
+
 def messages(url: str) -> AnthropicModel:
     return AnthropicModel(
         MODEL,
@@ -36,7 +41,7 @@ def messages(url: str) -> AnthropicModel:
     )
 
 
-@pytest.fixture(params=[chat, messages], ids=["chat", "messages"])
+@pytest.fixture(params=[chat, responses, messages])
 def model(request: pytest.FixtureRequest, url: str) -> Any:
     return request.param(url)
 
@@ -49,7 +54,8 @@ async def test_run_calls_a_tool_and_returns_the_output(model: Any, service: Fake
     assert result.usage.requests == 2
     sent = service.calls[-1].params.messages
     roles = [chat_pb2.Role.Name(message.role) for message in sent]
-    assert roles == ["ROLE_SYSTEM", "ROLE_USER", "ROLE_ASSISTANT", "ROLE_TOOL"]
+    assert roles[0] in {"ROLE_SYSTEM", "ROLE_DEVELOPER"}
+    assert roles[1:] == ["ROLE_USER", "ROLE_ASSISTANT", "ROLE_TOOL"]
     assert sent[2].reasoning_content == "The user asks for the weather."
     assert sent[3].content[0].text == "Rain in Oslo."
 
@@ -108,5 +114,6 @@ async def test_settings_of_the_model_reach_the_service(model: Any, service: Fake
     await Agent(model, tools=[Tool(weather)], model_settings=settings).run("Hi")
     sent = service.calls[-1].params
     assert sent.sampling.max_completion_tokens == 16
-    assert list(sent.sampling.stop) == ["END"]
+    if not isinstance(model, OpenAIResponsesModel):  # it has no stop sequences
+        assert list(sent.sampling.stop) == ["END"]
     assert sent.HasField("parallel_tool_calls")

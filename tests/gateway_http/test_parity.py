@@ -251,6 +251,10 @@ def cases() -> Iterator[Case]:
 
     yield from computation_cases()
 
+    yield from tokenize_cases()
+
+
+def tokenize_cases() -> Iterator[Case]:
     def tokenize(body: token_types.TokenizeRequest) -> Message:
         return tokens.tokenize_request(body)
 
@@ -258,8 +262,8 @@ def cases() -> Iterator[Case]:
         yield token_types.TokenizeRequest, given | {"model": "m"}, with_model(tokenize)
         for name, value in TOKENIZE.items():
             yield token_types.TokenizeRequest, given | {name: value}, with_model(tokenize)
-    for name, value in OF_MESSAGES.items():
-        yield token_types.TokenizeRequest, {"messages": [HI], name: value}, with_model(tokenize)
+    for name, wanted in OF_MESSAGES.items():
+        yield token_types.TokenizeRequest, {"messages": [HI], name: wanted}, with_model(tokenize)
 
 
 def computation_cases() -> Iterator[Case]:

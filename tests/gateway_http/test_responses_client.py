@@ -21,6 +21,8 @@ from tests.fakes.chat_service import (
     Finish,
     Hold,
     Step,
+    reasoning,
+    tool_call,
 )
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -38,28 +40,18 @@ def client(url: str) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
-def reasoning(text: str) -> Delta:
-    return Delta(delta=chat_pb2.Delta(reasoning_content=text))
-
-
-def piece(arguments: str, call_id: str = "", name: str = "", index: int = 0) -> Delta:
-    function = chat_pb2.FunctionCall(name=name, arguments_json=arguments)
-    call = chat_pb2.ToolCall(id=call_id, index=index, function=function)
-    return Delta(delta=chat_pb2.Delta(tool_calls=[call]))
-
-
 ALL_ITEMS: list[Step] = [
     Admit(),
     reasoning("Hm"),
     reasoning("m."),
     Delta("Let me "),
     Delta("see."),
-    piece("", "call_1", "weather"),
-    piece('{"city":'),
-    piece('"Oslo"}'),
-    piece('{"input": "a\\', "call_2", "patch", 1),
-    piece("nb\\ud83d", index=1),
-    piece('\\ude00"}', index=1),
+    tool_call("", "call_1", "weather"),
+    tool_call('{"city":'),
+    tool_call('"Oslo"}'),
+    tool_call('{"input": "a\\', "call_2", "patch", 1),
+    tool_call("nb\\ud83d", index=1),
+    tool_call('\\ude00"}', index=1),
     Finish(chat_pb2.FINISH_REASON_TOOL_CALLS),
 ]
 
@@ -389,3 +381,53 @@ async def test_input_tokens_are_counted(url: str, service: FakeService) -> None:
     conversation = service.calls[0].params.conversation
     assert len(conversation.messages) == 2
     assert conversation.tools[0].function.name == "weather"
+
+
+async def test_tool_of_a_namespace_is_called_and_its_result_sent_back(
+    url: str, service: FakeService
+) -> None:
+    namespace: Any = {
+        "type": "namespace",
+        "name": "crm",
+        "description": "Customers.",
+        "tools": [TOOL, PATCH],
+    }
+    service.script = [
+        Admit(),
+        tool_call("{}", "call_1", "crm__weather"),
+        tool_call('{"input": "a"}', "call_2", "crm__patch", 1),
+        tool_call("{}", "call_3", "weather", 2),
+        Finish(chat_pb2.FINISH_REASON_TOOL_CALLS),
+    ]
+    async with client(url) as openai_client:
+        first = await openai_client.responses.create(
+            model=MODEL, input="Hi", tools=[TOOL, namespace]
+        )
+        calls: list[Any] = list(first.output)
+        assert [(call.type, call.namespace, call.name) for call in calls] == [
+            ("function_call", "crm", "weather"),
+            ("custom_tool_call", "crm", "patch"),
+            ("function_call", None, "weather"),
+        ]
+        await openai_client.responses.create(
+            model=MODEL, input=[*(call.to_dict() for call in calls)], tools=[TOOL, namespace]
+        )
+    sent = service.calls[-1].params
+    names = [call.function.name for call in sent.messages[0].tool_calls]
+    assert names == ["crm__weather", "crm__patch", "weather"]
+    assert [tool.function.name for tool in sent.tools] == ["weather", "crm__weather", "crm__patch"]
+    assert sent.tools[1].function.description == "Customers.\n\nReport the weather."
+
+
+async def test_tool_of_a_namespace_has_the_path_of_the_client(
+    url: str, service: FakeService
+) -> None:
+    field = "tools[2].function.name"
+    service.script = [
+        Fail(grpc.StatusCode.INVALID_ARGUMENT, f"{field} is too long.", "INVALID_FIELD", field)
+    ]
+    namespace: Any = {"type": "namespace", "name": "crm", "description": "", "tools": [TOOL, PATCH]}
+    async with client(url) as openai_client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await openai_client.responses.create(model=MODEL, input="Hi", tools=[TOOL, namespace])
+    assert caught.value.param == "tools[1].tools[1].name"

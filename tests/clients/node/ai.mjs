@@ -26,6 +26,7 @@ const openai = createOpenAI({ baseURL, apiKey });
 const model = {
   compatible: () => compatible(modelId),
   chat: () => openai.chat(modelId),
+  responses: () => openai.responses(modelId),
   completion: () => openai.completion(modelId),
   anthropic: () => createAnthropic({ baseURL, apiKey })(modelId),
 }[provider]();
@@ -41,6 +42,8 @@ const request = {
   prompt: "Weather in Oslo?",
   maxOutputTokens: 64,
   maxRetries: name === "retry" ? 1 : 0,
+  // Otherwise the provider sends references to the items of earlier responses.
+  providerOptions: { openai: { store: false } },
 };
 const agent = { ...request, tools: { weather }, stopWhen: stepCountIs(3) };
 

@@ -72,9 +72,9 @@ def test_every_parameter_of_the_sdk_is_declared(struct: type[Struct], params: An
         (
             responses.FunctionToolCall,
             ResponseFunctionToolCall,
-            {"async_", "caller", "namespace"},
+            {"async_", "caller"},
         ),
-        (responses.CustomToolCall, ResponseCustomToolCall, {"async_", "caller", "namespace"}),
+        (responses.CustomToolCall, ResponseCustomToolCall, {"async_", "caller"}),
         (responses.ResponseUsage, ResponseUsage, set()),
         (responses_request.ResponseFunctionTool, FunctionTool, {"async_"}),
         (responses_request.ResponseCustomTool, CustomTool, {"async_"}),
