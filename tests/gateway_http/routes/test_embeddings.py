@@ -92,7 +92,8 @@ async def test_options_of_other_servers_reach_the_service(
     assert (request.prompt_name, request.priority) == ("query", 2)
     assert request.HasField("normalize")
     assert request.HasField("add_special_tokens")
-    assert not (request.normalize or request.add_special_tokens)
+    assert not request.normalize
+    assert not request.add_special_tokens
 
 
 async def test_many_embeddings_are_converted_off_the_event_loop(http: httpx.AsyncClient) -> None:
