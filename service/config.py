@@ -182,8 +182,9 @@ class ServiceSettings(ListenerSettings):
         _ENGINE.max_step_ms,
         description="Maximum predicted duration of one engine step, in milliseconds, while "
         "sequences generate tokens. Chunks of prompts are made short enough for it, so that "
-        "running streams keep their pace. It is an option of this project's own engine; the "
-        f"default is {DEFAULT_MAX_STEP_MS}.",
+        "running streams keep their pace. It is half as long again while at least four prompts are "
+        "computed. It is an option of this project's own engine; the default is "
+        f"{DEFAULT_MAX_STEP_MS}.",
     )
     max_queue_size: Annotated[int, Field(ge=0)] = Field(
         _ENGINE.max_queue_size,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from service.engine.sequence import Sequence
+from service.engine.speculation import Acceptance
 from service.engine.step_time import StepSize, StepTime
 
 # The expected gain of a draft token must be this multiple of its cost, because both are estimates.
@@ -19,14 +20,14 @@ class DraftCandidate:
 
     Attributes:
         max_length: Maximum length of the draft.
-        acceptance: Probability that a token of the draft is accepted if those before it are.
+        acceptance: Probabilities that the tokens of the draft are accepted.
         num_tokens: Number of tokens before the draft. Its first token attends to one more.
         forced: The tokens that the sequence's grammar forces, which are the draft; empty if the
             grammar leaves a choice.
     """
 
     max_length: int
-    acceptance: float
+    acceptance: Acceptance
     num_tokens: int
     forced: tuple[int, ...] = ()
 
@@ -40,9 +41,11 @@ class DraftCandidate:
         if max_length <= 0:
             return None
         if sequence.grammar is not None and (forced := sequence.grammar.forced_tokens()):
-            return cls(min(max_length, len(forced)), 1.0, sequence.num_tokens, forced)
+            return cls(
+                min(max_length, len(forced)), Acceptance(1.0, 1.0), sequence.num_tokens, forced
+            )
         acceptance = sequence.lookup.acceptance(sequence.token_ids)
-        return cls(max_length, acceptance, sequence.num_tokens) if acceptance else None
+        return cls(max_length, acceptance, sequence.num_tokens) if acceptance is not None else None
 
 
 def draft_lengths(
@@ -70,7 +73,7 @@ def draft_lengths(
     lengths = [0] * len(candidates)
     num_expected, decode_s = float(decode.num_tokens), step_time.predict(decode)
     step_s = step_time.predict(step)
-    queue = [(-c.acceptance, i) for i, c in enumerate(candidates) if c.max_length]
+    queue = [(-c.acceptance.first, i) for i, c in enumerate(candidates) if c.max_length]
     heapify(queue)
     num_left = max_tokens
     while queue and num_left:
@@ -88,5 +91,5 @@ def draft_lengths(
         lengths[i] += 1
         num_left -= 1
         if lengths[i] < candidate.max_length:
-            heappush(queue, (minus_probability * candidate.acceptance, i))
+            heappush(queue, (minus_probability * candidate.acceptance.following, i))
     return lengths

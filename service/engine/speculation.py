@@ -8,6 +8,7 @@ Drafts do not change which tokens are sampled. No torch.
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
 # Minimum and maximum number of last tokens that are compared with an earlier occurrence. The
 # longest match is chosen.
@@ -21,13 +22,30 @@ _MAX_CANDIDATES = 8
 # over several steps, so that it does not delay the other sequences of the step.
 _MAX_INDEXED = 4096
 
-# Initial estimate of the share of accepted tokens, and weight of each new token in the estimate.
-_INITIAL_ACCEPTANCE = 0.5
-_ACCEPTANCE_RATE = 0.2
+# Initial estimates of the share of accepted tokens, and the weight of each new token in them: of
+# first tokens after a match, and of those after a right one. Half of the matches are found by
+# chance, and end at once. The others are long: in outputs of a model of 135 million parameters,
+# 82 % of the tokens after a right one were right, and 94 % where a text was repeated. The initial
+# estimate of these counts as much as 2 measured tokens, so that it is corrected at once.
+_INITIAL_FIRST, _FIRST_RATE = 0.5, 0.2
+_INITIAL_FOLLOWING, _FOLLOWING_RATE = 0.85, 0.1
+_NUM_INITIAL = 2
 
 # Each match in a row whose first token was wrong doubles the number of steps without a search, up
 # to this number.
 _MAX_PAUSE = 15
+
+
+class Acceptance(NamedTuple):
+    """Estimated probabilities that the tokens of a draft are accepted.
+
+    Attributes:
+        first: That of the first token.
+        following: That of each later token, if those before it are accepted.
+    """
+
+    first: float
+    following: float
 
 
 class PromptLookup:
@@ -39,9 +57,11 @@ class PromptLookup:
 
     __slots__ = (
         "_acceptance",
+        "_is_match_right",
         "_latest",
         "_match",
         "_num_followed",
+        "_num_following",
         "_num_misses",
         "_pause",
         "_previous",
@@ -55,29 +75,34 @@ class PromptLookup:
         self._previous: list[int | None] = []
         self._match = 0  # index after the earlier occurrence of the last tokens; 0 if none
         self._num_followed = 0  # number of tokens when the match was found or followed last
-        self._acceptance = _INITIAL_ACCEPTANCE
+        self._is_match_right = False  # True after a right token of the match
+        self._acceptance = Acceptance(_INITIAL_FIRST, _INITIAL_FOLLOWING)
+        self._num_following = _NUM_INITIAL  # number of tokens in the estimate `following`
         self._num_misses = 0  # in a row, at the first token of a match
         self._pause = 0
 
-    def acceptance(self, token_ids: list[int]) -> float:
-        """Return the estimated probability that a draft token is accepted if those before it are.
+    def acceptance(self, token_ids: list[int]) -> Acceptance | None:
+        """Return the estimated acceptance of a draft to follow `token_ids`; None if there is none.
 
-        It is 0 if there is no draft. `token_ids` must begin with the `token_ids` of the last call.
+        `token_ids` must begin with the `token_ids` of the last call.
         """
         if self._match:
             self._follow(token_ids)
         if not self._match:
             if self._pause:
                 self._pause -= 1
-                return 0.0
+                return None
             self._match = self._find(token_ids)
             self._num_followed = len(token_ids)
-        return self._acceptance if self._match else 0.0
+        if not self._match:
+            return None
+        first, following = self._acceptance
+        return Acceptance(following if self._is_match_right else first, following)
 
     def draft(self, token_ids: list[int], length: int) -> tuple[int, ...]:
         """Return a draft of `length` tokens to follow `token_ids`.
 
-        The last call of `acceptance` had the same `token_ids`, and returned more than 0.
+        The last call of `acceptance` had the same `token_ids`, and did not return None.
         """
         return _continuation(token_ids, self._match, length)
 
@@ -85,7 +110,8 @@ class PromptLookup:
         """Compare the new tokens with those after the match, up to the first that differs."""
         for i in range(self._num_followed, len(token_ids)):
             is_hit = token_ids[self._match] == token_ids[i]
-            self._acceptance += _ACCEPTANCE_RATE * (is_hit - self._acceptance)
+            self._measure(is_hit)
+            self._is_match_right = is_hit
             if not is_hit:
                 self._match = 0
                 self._num_misses += 1
@@ -94,6 +120,16 @@ class PromptLookup:
             self._num_misses = 0
             self._match += 1
         self._num_followed = len(token_ids)
+
+    def _measure(self, is_hit: bool) -> None:
+        first, following = self._acceptance
+        if self._is_match_right:
+            self._num_following += 1
+            rate = max(_FOLLOWING_RATE, 1 / self._num_following)
+            following += rate * (is_hit - following)
+        else:
+            first += _FIRST_RATE * (is_hit - first)
+        self._acceptance = Acceptance(first, following)
 
     def _find(self, token_ids: list[int]) -> int:
         """Return the index after the best earlier occurrence of the last tokens; 0 if none."""

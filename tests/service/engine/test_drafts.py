@@ -10,7 +10,7 @@ from service.engine.block_pool import BlockPool
 from service.engine.core import Computed, EngineCore
 from service.engine.drafts import DraftCandidate, draft_lengths
 from service.engine.scheduler import Scheduler
-from service.engine.speculation import accept
+from service.engine.speculation import Acceptance, accept
 from service.engine.step_time import StepSize, StepTime
 from tests.fakes.timed_runner import COSTS, TimedRunner
 from tests.service.engine.requests import make_request
@@ -45,7 +45,7 @@ def lengths(
 def candidate(
     acceptance: float, max_length: int = 8, forced: tuple[int, ...] = ()
 ) -> DraftCandidate:
-    return DraftCandidate(max_length, acceptance, 100, forced)
+    return DraftCandidate(max_length, Acceptance(acceptance, acceptance), 100, forced)
 
 
 def test_more_probable_tokens_make_longer_drafts() -> None:
@@ -90,8 +90,19 @@ def test_tokens_of_a_step_with_prompts_cost_what_they_do_in_a_large_step() -> No
     assert beside_prompt < lengths([candidate(0.6)], 1)[0]
 
 
+def test_draft_is_long_if_the_tokens_after_its_first_are_probable() -> None:
+    drafts = [DraftCandidate(8, Acceptance(0.5, following), 100) for following in (0.3, 0.8, 0.99)]
+    found = [lengths([draft], 1)[0] for draft in drafts]
+    assert found == sorted(found)
+    assert found[0] < found[-1] == 8
+
+
+probabilities = st.floats(0.01, 0.999)
 candidates = st.builds(
-    DraftCandidate, st.integers(0, 8), st.floats(0.01, 0.999), st.integers(1, 8000)
+    DraftCandidate,
+    st.integers(0, 8),
+    st.builds(Acceptance, probabilities, probabilities),
+    st.integers(1, 8000),
 )
 
 
@@ -120,7 +131,7 @@ def test_drafts_never_lower_the_expected_tokens_per_second(
         for i in range(length)
     ]
     expected = decode.num_tokens + sum(
-        sum(c.acceptance**i for i in range(1, length + 1))
+        sum(c.acceptance.first * c.acceptance.following**i for i in range(length))
         for length, c in zip(found, drafts, strict=True)
     )
     step_s = TIMES.predict(StepSize.total([decode, *rows]))

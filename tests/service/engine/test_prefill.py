@@ -125,6 +125,20 @@ def test_slow_decoding_leaves_the_minimum_to_prompts() -> None:
     assert set(chunks) == {16}
 
 
+@pytest.mark.parametrize(("num_prompts", "factor"), [(3, 1.0), (4, 1.5)])
+def test_many_prompts_have_a_longer_time_budget(num_prompts: int, factor: float) -> None:
+    runner = TimedRunner(BLOCK_SIZE)
+    run = Run(runner, make_core(runner))
+    run.stream(2, max_tokens=50)
+    for i in range(num_prompts):
+        run.core.add(10 + i, make_request(900, 1))
+    run.step()
+    run.step()
+    step_s, batch = runner.steps[-1]
+    assert batch.size.num_tokens > 2
+    assert step_s == pytest.approx(factor * MAX_STEP_S, rel=0.15)
+
+
 def test_callers_share_the_time_budget_by_weight() -> None:
     runner = TimedRunner(BLOCK_SIZE)
     run = Run(runner, make_core(runner))

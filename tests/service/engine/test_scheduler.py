@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from service.domain.engine import Caller, FinishReason
 from service.engine.batch import Batch, ScheduledSequence
 from service.engine.block_pool import BlockPool
-from service.engine.scheduler import Scheduler
+from service.engine.scheduler import CROWDED_FACTOR, MANY_PROMPTS, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.engine.speculation import accept
 from service.engine.step_time import StepSize
@@ -618,7 +618,11 @@ class Schedules(RuleBasedStateMachine):
         if not decoding or not times.is_known:
             return
         singles = StepSize.total(replace(s, draft_token_ids=()).size for s in decoding)
-        budget_s = max(scheduler.max_step_s, 1.25 * times.predict(singles)) * (1 + 1e-9)
+        num_prompts = sum(
+            s.num_uncomputed_tokens > 1 and not s.is_loading for s in scheduler.running
+        )
+        factor = CROWDED_FACTOR if num_prompts >= MANY_PROMPTS else 1.0
+        budget_s = max(factor * scheduler.max_step_s, 1.25 * times.predict(singles)) * (1 + 1e-9)
         num_prefill = sum(s.num_new_tokens for s in batch.scheduled if s not in decoding)
         num_drafted = sum(len(s.draft_token_ids) for s in batch.scheduled)
         is_in_time = times.predict(batch.size) <= budget_s

@@ -7,7 +7,7 @@ from service.engine.speculation import PromptLookup, accept
 
 def propose(lookup: PromptLookup, token_ids: list[int], length: int) -> tuple[int, ...]:
     """Return a draft, or no tokens if there is none."""
-    return lookup.draft(token_ids, length) if lookup.acceptance(token_ids) else ()
+    return lookup.draft(token_ids, length) if lookup.acceptance(token_ids) is not None else ()
 
 
 def test_tokens_after_an_earlier_occurrence_are_proposed() -> None:
@@ -16,7 +16,7 @@ def test_tokens_after_an_earlier_occurrence_are_proposed() -> None:
 
 @pytest.mark.parametrize("token_ids", [[], [1], [1, 2], [1, 2, 3, 4], [1, 2, 3, 1, 4, 3]])
 def test_tokens_without_earlier_occurrence_have_no_draft(token_ids: list[int]) -> None:
-    assert PromptLookup().acceptance(token_ids) == 0
+    assert PromptLookup().acceptance(token_ids) is None
 
 
 def test_latest_of_equal_matches_is_chosen() -> None:
@@ -47,10 +47,13 @@ def test_match_is_followed_until_a_token_differs() -> None:
     lookup, text = PromptLookup(), [1, 2, 3, 4, 5, 6, 0, 1, 2]
     before = lookup.acceptance(text)
     after_hit = lookup.acceptance([*text, 3])
-    assert 0 < before < after_hit < 1
-    assert lookup.acceptance([*text, 3, 9]) == 0
+    assert lookup.acceptance([*text, 3, 9]) is None
     after_miss = lookup.acceptance([*text, 3, 9, 1, 2])
-    assert 0 < after_miss < after_hit
+    assert before is not None
+    assert after_hit is not None
+    assert after_miss is not None
+    assert 0 < before.first < after_miss.first < after_hit.first < 1
+    assert 0 < after_miss.following < after_hit.following < 1
 
 
 def test_acceptance_is_measured_without_drafts() -> None:
@@ -58,7 +61,7 @@ def test_acceptance_is_measured_without_drafts() -> None:
     for i in range(40):
         text.append(1 + i % 4)
         lookup.acceptance(text)
-    assert lookup.acceptance(text) > 0.95
+    assert min(lookup.acceptance(text) or (0.0,)) > 0.95
 
 
 def test_wrong_matches_in_a_row_make_searches_rare_and_a_right_one_ends_that() -> None:
@@ -69,7 +72,7 @@ def test_wrong_matches_in_a_row_make_searches_rare_and_a_right_one_ends_that() -
     gap = 0
     for i in range(1, 400):
         text += [-i, i, i]
-        if not lookup.acceptance(text):
+        if lookup.acceptance(text) is None:
             gap += 1
             continue
         gaps.append(gap)
@@ -78,15 +81,15 @@ def test_wrong_matches_in_a_row_make_searches_rare_and_a_right_one_ends_that() -
             break
     assert gaps == [0, 0, 1, 3, 7, 15, 15, 15]
     text.append(0)
-    assert lookup.acceptance(text)
+    assert lookup.acceptance(text) is not None
     text += [-500, 399, 399]
-    assert lookup.acceptance(text), "a search after a match that was right once"
+    assert lookup.acceptance(text) is not None, "a search after a match that was right once"
 
 
 def test_long_prompt_is_indexed_over_several_calls() -> None:
     text = [*range(10_000), 3, 4]
     lookup = PromptLookup()
-    found = [lookup.acceptance([*text, *range(5, 5 + i)]) > 0 for i in range(4)]
+    found = [lookup.acceptance([*text, *range(5, 5 + i)]) is not None for i in range(4)]
     assert found == [False, False, True, True]
 
 
