@@ -13,16 +13,16 @@ from typing import Self
 
 import psutil
 
-import chatrpc_cli.leash
+import chatrpc_process.leash
 
-_LEASH = Path(chatrpc_cli.leash.__file__)
+_LEASH = Path(chatrpc_process.leash.__file__)
 _GRACE_S = 15
 
 
 class ProcessGroup:
     """A group of commands and all processes that they start. Each command has its own session.
 
-    Their output goes to `log`. They end with this process in any case: see `chatrpc_cli.leash`.
+    Their output goes to `log`. They end with this process in any case: see `chatrpc_process.leash`.
     """
 
     def __init__(self, log: Path) -> None:

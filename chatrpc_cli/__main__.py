@@ -30,7 +30,8 @@ Target = Annotated[
     str,
     typer.Option(help="The service's gRPC address.", metavar="HOST:PORT", envvar="CHATRPC_TARGET"),
 ]
-DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_GRPC_PORT = 50051
+DEFAULT_TARGET = f"127.0.0.1:{DEFAULT_GRPC_PORT}"
 
 
 def _pem(variable: str, text: str) -> Any:
@@ -201,19 +202,53 @@ def health(
 @app.command()
 def serve(
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Model to load: a directory, a .gguf file or a Hugging Face id. Default: the "
-            "embedded model."
+            "embedded model. If the option is repeated, each model is loaded when it is needed, "
+            "and NAME=MODEL names it."
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address that both processes listen on.")] = "127.0.0.1",
+    registry: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of models that are loaded when they are needed, and of models of "
+            "other services.",
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+        ),
+    ] = None,
+    models_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for all loaded models, such as 16GiB. The least recently used ones are "
+            "unloaded for others. Default: no limit.",
+            metavar="SIZE",
+        ),
+    ] = None,
+    model_idle_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds without requests after which a model is unloaded that was loaded on "
+            "demand; 0 for never. Default: 300.",
+            min=0,
+            metavar="SECONDS",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address that the processes listen on.")] = "127.0.0.1",
     http_port: Annotated[
         int, typer.Option(help="HTTP port of the gateway.", min=1, max=65535, metavar="PORT")
     ] = 8000,
     grpc_port: Annotated[
-        int, typer.Option(help="gRPC port of the service.", min=1, max=65535, metavar="PORT")
-    ] = 50051,
+        int | None,
+        typer.Option(
+            help="gRPC port of the service, if there is one model. Default: 50051.",
+            min=1,
+            max=65535,
+            metavar="PORT",
+        ),
+    ] = None,
     api_keys: Annotated[
         Path | None,
         typer.Option(help="TOML file of API keys. Requests must then have one of these keys."),
@@ -225,10 +260,40 @@ def serve(
 ) -> None:
     """Run a service and an OpenAI-compatible HTTP gateway on this machine.
 
-    Ctrl-C stops both after running requests; a second Ctrl-C stops them at once. If one process
-    ends, the other is stopped, and the command returns the exit code of the first.
+    With several models, or with a registry, the gateway starts a service for each model when it is
+    needed, and stops it when it is idle or when others need its memory.
+
+    Ctrl-C stops all processes after running requests; a second Ctrl-C stops them at once. If one
+    process ends, the other is stopped, and the command returns the exit code of the first.
     """
-    raise typer.Exit(run(Stack(host, http_port, grpc_port, model, api_keys, is_insecure)))
+    models = tuple(model or ())
+    if models and registry is not None:
+        raise typer.BadParameter("--model and --registry exclude each other", param_hint="--model")
+    given = {"--models-memory": models_memory, "--model-idle-timeout-s": model_idle_timeout}
+    hosting = tuple(
+        text for name, value in given.items() if value is not None for text in (name, str(value))
+    )
+    if hosting and not (models or registry):
+        raise typer.BadParameter(
+            "limits of hosted models need --model or --registry",
+            param_hint=hosting[0].removesuffix("-s"),
+        )
+    stack = Stack(
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port or DEFAULT_GRPC_PORT,
+        models=models,
+        registry=registry,
+        hosting=hosting,
+        api_keys=api_keys,
+        is_insecure=is_insecure,
+    )
+    if stack.is_hosted and grpc_port is not None:
+        raise typer.BadParameter(
+            "models that are loaded on demand have their gRPC ports in the registry",
+            param_hint="--grpc-port",
+        )
+    raise typer.Exit(run(stack))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""A service and a gateway on this machine: their commands, their readiness and the banner."""
+"""The processes of `chatrpc serve`: their commands, their readiness and the banner.
+
+For one model, these are a service and a gateway. For several, it is a gateway that hosts the
+models: it starts and stops a service for each.
+"""
 
 import asyncio
 import http.client
@@ -28,19 +32,39 @@ GRACE_S = 5
 CHANNEL_OPTIONS = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.enable_http_proxy", 0)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """A service and a gateway, which both listen on `host`.
+    """The processes to run. They listen on `host`.
 
-    Without `model` the service loads its default.
+    Attributes:
+        grpc_port: The port of the service, if there is only one model.
+        models: Models, each as `MODEL` or `NAME=MODEL`. If there is none, and no registry, the
+            service loads its default.
+        registry: A registry file; None if there is none.
+        hosting: Options of the gateway about hosted models, and their values.
     """
 
     host: str
     http_port: int
     grpc_port: int
-    model: str | None
+    models: tuple[str, ...] = ()
+    registry: Path | None = None
+    hosting: tuple[str, ...] = ()
     api_keys: Path | None = None
     is_insecure: bool = False
+
+    @property
+    def is_hosted(self) -> bool:
+        """True if the gateway hosts the models."""
+        return len(self.models) > 1 or self.registry is not None or bool(self.hosting)
+
+    @property
+    def commands(self) -> dict[str, list[str]]:
+        """The commands of the processes, by their names, in the order of their start."""
+        if self.is_hosted:
+            return {"gateway": self._gateway_command(self._models_options())}
+        upstream = ["--upstream", self.grpc_address]
+        return {"service": self._service_command(), "gateway": self._gateway_command(upstream)}
 
     @property
     def local_host(self) -> str:
@@ -55,16 +79,26 @@ class Stack:
     def grpc_address(self) -> str:
         return _address(self.local_host, self.grpc_port)
 
-    def service_command(self) -> list[str]:
-        model = ["--model", self.model] if self.model else []
+    @property
+    def ports(self) -> list[int]:
+        """The ports that the processes listen on."""
+        return [self.http_port] if self.is_hosted else [self.http_port, self.grpc_port]
+
+    def _service_command(self) -> list[str]:
+        model = ["--model", *self.models] if self.models else []
         listen = ["--host", self.host, "--port", str(self.grpc_port)]
         drain = ["--drain-timeout-s", str(GRACE_S)]
         return [sys.executable, "-m", "service", *model, *listen, *drain, *self._access()]
 
-    def gateway_command(self) -> list[str]:
+    def _gateway_command(self, origin: list[str]) -> list[str]:
         listen = ["--host", self.host, "--port", str(self.http_port)]
-        upstream = ["--upstream", self.grpc_address, "--drain-timeout-s", str(GRACE_S)]
-        return [sys.executable, "-m", "gateway_http", *listen, *upstream, *self._access()]
+        drain = ["--drain-timeout-s", str(GRACE_S)]
+        return [sys.executable, "-m", "gateway_http", *listen, *origin, *drain, *self._access()]
+
+    def _models_options(self) -> list[str]:
+        if self.registry is not None:
+            return ["--registry", str(self.registry), *self.hosting]
+        return ["--models", json.dumps(self.models), *self.hosting]  # a path may contain a comma
 
     def is_unauthenticated(self) -> bool:
         """Return True if the processes would accept remote connections without authentication."""
@@ -85,22 +119,25 @@ def run(stack: Stack) -> int:
         )
         return 2
     # A process that already listens on a port could be mistaken for the one that is started here.
-    for port in (stack.http_port, stack.grpc_port):
+    for port in stack.ports:
         try:
             _try_to_listen(stack.host, port)
         except OSError as error:
             typer.echo(f"error: {_address(stack.host, port)}: {error.strerror}", err=True)
             return 1
-    return asyncio.run(
-        supervise(stack.service_command(), stack.gateway_command(), lambda: _announce(stack))
-    )
+    return asyncio.run(supervise(stack.commands, lambda: _announce(stack)))
 
 
 async def _announce(stack: Stack) -> None:
-    """Print the banner when both are ready."""
+    """Print the banner when all processes are ready."""
+    if stack.is_hosted:
+        await _gateway_ready(stack.local_host, stack.http_port)
+        names = await asyncio.to_thread(_hosted_models, stack.local_host, stack.http_port)
+        typer.echo(_banner(stack, names[0], f"Models, loaded on demand: {', '.join(names)}"))
+        return
     model = await _ready_model(stack.grpc_address)
     await _gateway_ready(stack.local_host, stack.http_port)
-    typer.echo(_banner(stack, model))
+    typer.echo(_banner(stack, model, f"{model} is ready"))
 
 
 async def _ready_model(target: str) -> str:
@@ -152,16 +189,29 @@ def _is_gateway_ready(host: str, port: int) -> bool:
         connection.close()
 
 
-def _banner(stack: Stack, model: str) -> str:
+def _hosted_models(host: str, port: int) -> list[str]:
+    """Return the names of the gateway's models; ["MODEL"] if it rejects the API key."""
+    connection = http.client.HTTPConnection(host, port)
+    try:
+        connection.request("GET", "/v1/models", headers=dict(credentials()))
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            return ["MODEL"]
+        return [str(model["id"]) for model in json.load(response)["data"]] or ["MODEL"]
+    finally:
+        connection.close()
+
+
+def _banner(stack: Stack, model: str, headline: str) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
     url = f"http://{stack.http_address}/v1"
     key = f' -H "x-api-key: ${KEY_VARIABLE}"' if stack.api_keys else ""
     kind = f"-H 'content-type: application/json'{key}"
     return (
-        f"{model} is ready\n"
+        f"{headline}\n"
         f"  HTTP  {url}\n"
-        f"  gRPC  {stack.grpc_address}\n"
-        f"Try it:\n"
+        + ("" if stack.is_hosted else f"  gRPC  {stack.grpc_address}\n")
+        + f"Try it:\n"
         f"  curl {url}/chat/completions {kind} -d {shlex.quote(body)}"
     )
 

@@ -1,11 +1,11 @@
-"""Runs the service and the gateway together: if one ends, the other is stopped."""
+"""Runs processes together: if one ends, the others are stopped."""
 
 import asyncio
 import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 
 import typer
@@ -25,18 +25,18 @@ class Stop:
 
 
 async def supervise(
-    service: Sequence[str],
-    gateway: Sequence[str],
+    commands: Mapping[str, Sequence[str]],
     announce: Callable[[], Coroutine[None, None, None]],
 ) -> int:
-    """Run both commands until a signal or until one of them ends. Return the exit code.
+    """Run commands until a signal or until one of them ends. Return the exit code.
 
-    The gateway is stopped first, so that no requests arrive at a stopping service. The exit code is
-    0 after an orderly stop and EXIT_KILLED after a second signal. Otherwise it is the exit code of
-    the process that ended.
+    The last one is stopped first, so that no requests arrive at a stopping service. The exit code
+    is 0 after an orderly stop and EXIT_KILLED after a second signal. Otherwise it is the exit code
+    of the process that ended.
 
     Args:
-        announce: Run after both commands have started. It is cancelled if one of them ends first.
+        commands: The commands by the names of their processes, in the order of their start.
+        announce: Run after all commands have started. It is cancelled if one of them ends first.
     """
     stop = Stop()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -47,8 +47,8 @@ async def supervise(
         return [stop.is_requested.wait(), *(child.wait() for child in children.values())]
 
     try:
-        children["service"] = await _start(service)
-        children["gateway"] = await _start(gateway)
+        for name, command in commands.items():
+            children[name] = await _start(command)
         await _first(announce(), *stop_or_exit())
         await _first(*stop_or_exit())
         code = 0 if stop.is_requested.is_set() else _death(children)
@@ -63,7 +63,7 @@ async def supervise(
 
 async def _start(command: Sequence[str]) -> Process:
     """Start a command in its own session, so that Ctrl-C in the terminal does not signal it."""
-    leash = (sys.executable, "-m", "chatrpc_cli.leash", str(os.getpid()))
+    leash = (sys.executable, "-m", "chatrpc_process.leash", str(os.getpid()))
     return await asyncio.create_subprocess_exec(
         *leash, *command, stdin=DEVNULL, start_new_session=True
     )

@@ -6,6 +6,7 @@ from chatrpc_process import first_process  # noqa: F401  # first: slow imports f
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 
@@ -48,8 +49,7 @@ def main(endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
     take_short_turns()
     _exit_zero_on_signals()
     host, port = listener.getsockname()[:2]
-    models = {"registry": str(settings.registry)} if settings.registry else None
-    _log.info("listening", host=host, port=port, **(models or {"upstream": settings.upstream}))
+    _log.info("listening", host=host, port=port, **_origin_of_models(settings))
     if server.admin_address is not None:
         admin_host, admin_port = server.admin_address
         _log.info("listening_for_probes", host=admin_host, port=admin_port)
@@ -57,6 +57,13 @@ def main(endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
         server.run(sockets=[listener])
     finally:
         tracer.close()
+
+
+def _origin_of_models(settings: Settings) -> dict[str, Any]:
+    """Return the option that specifies the models, for the log."""
+    if settings.registry is not None:
+        return {"registry": str(settings.registry)}
+    return {"models": settings.models} if settings.models else {"upstream": settings.upstream}
 
 
 def _exit_zero_on_signals() -> None:

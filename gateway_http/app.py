@@ -1,6 +1,7 @@
 """The application: its routes, its middleware, and the resources that they use."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -32,9 +33,14 @@ from gateway_http.http.request_log import RequestLog
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
 from gateway_http.upstream.connection import Connection, read_tls, tls_validities
-from gateway_http.upstream.registry import Entry, WholeService
+from gateway_http.upstream.hosted.models import HostingOptions
+from gateway_http.upstream.hosted.process import Launch, ServiceLauncher
+from gateway_http.upstream.registry import Entry, WholeService, hosted_models
 from gateway_http.upstream.registry_file import RegistryFile
 from gateway_http.upstream.router import Router
+
+# The longest interval at which a stream that waits for a hosted model reports progress.
+_PROGRESS_INTERVAL_S = 5.0
 
 _Content = TypeVar("_Content")
 
@@ -48,12 +54,14 @@ class Environment:
         endpoints: The endpoints that are served.
         poll_s: The interval in seconds at which files are checked for changes.
         clock: Returns seconds since an arbitrary time; limits per minute are measured by it.
+        launch: Starts the processes of hosted models; None if they are services.
     """
 
     tracer: Tracer = OFF
     endpoints: Sequence[Endpoint] = ENDPOINTS
     poll_s: float = POLL_S
     clock: Callable[[], float] = time.monotonic
+    launch: Launch | None = None
 
 
 def build_app(settings: Settings, environment: Environment | None = None) -> Starlette:
@@ -108,8 +116,11 @@ def build_app(settings: Settings, environment: Environment | None = None) -> Sta
         ],
         exception_handlers={HTTPException: _unrouted},
         lifespan=_lifespan(
-            [_whole_service(settings)] if registry is None else registry.entries,
+            _entries(settings) if registry is None else registry.entries,
             metrics,
+            environment.launch
+            or ServiceLauncher(settings.log_level, settings.log_format, settings.api_keys),
+            _hosting_options(settings),
             bodies,
             registry,
             lambda: watching(keys, upstream_secret, identity, poll_s=environment.poll_s),
@@ -189,6 +200,26 @@ def _host_check(settings: Settings, host: str, *, has_guard: bool) -> list[Middl
     return [Middleware(HostCheck, allowed_hosts=settings.allowed_hosts)]
 
 
+def _entries(settings: Settings) -> Sequence[Entry]:
+    """Return the routing table of a gateway without a registry.
+
+    Raises:
+        ConfigError: Two models have the same name.
+    """
+    return hosted_models(settings.models) or [_whole_service(settings)]
+
+
+def _hosting_options(settings: Settings) -> HostingOptions:
+    memory = settings.models_memory
+    return HostingOptions(
+        budget_bytes=math.inf if memory is None else memory,
+        idle_timeout_s=settings.model_idle_timeout_s,
+        load_timeout_s=settings.model_load_timeout_s,
+        max_waiting=settings.model_queue_size,
+        progress_interval_s=min(_PROGRESS_INTERVAL_S, settings.sse_ping_interval_s),
+    )
+
+
 def _whole_service(settings: Settings) -> WholeService:
     """Return the entry of the only service. Use it if there is no registry."""
     ca = settings.upstream_ca
@@ -217,13 +248,15 @@ def _watched(load: Callable[[Path], _Content], path: Path | None) -> Watched[_Co
 def _lifespan(
     entries: Sequence[Entry],
     metrics: Metrics,
+    launch: Launch,
+    hosting: HostingOptions,
     bodies: Bodies,
     registry: RegistryFile | None,
     watching_files: Callable[[], AbstractAsyncContextManager[None]],
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        router = Router(entries, metrics)
+        router = Router(entries, metrics, launch, hosting)
         adopting = [] if registry is None else [asyncio.ensure_future(registry.watch(router.adopt))]
         async with watching_files():
             try:

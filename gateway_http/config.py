@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chatrpc_process.settings.listener import ListenerSettings, Port
@@ -40,6 +40,49 @@ class Settings(ListenerSettings):
             "`upstream`. The file is read again when it changes."
         ),
     ] = None
+    models: Annotated[
+        list[str],
+        Field(
+            description="Models that the gateway hosts, instead of `upstream`, separated by "
+            "commas: each is a name, a directory, a .gguf file or an id of the Hugging Face hub, "
+            "or `NAME=` and one of these. A service process is started for a model when it is "
+            "needed. The `registry` may have such models too."
+        ),
+    ] = []  # noqa: RUF012  # pydantic copies the default
+    models_memory: Annotated[
+        ByteSize | None,
+        Field(
+            gt=0,
+            description="Memory for all hosted models together, such as `16GiB`. Before another "
+            "model is loaded, the least recently used ones are unloaded. By default there is no "
+            "limit.",
+        ),
+    ] = None
+    model_idle_timeout_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Time in seconds without requests after which a hosted model is unloaded; "
+            "0 if it is never unloaded for that reason.",
+        ),
+    ] = 300
+    model_load_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Maximum time in seconds for which a request waits for a hosted model to "
+            "be loaded, which fails with 504 after that. A process that takes longer to be ready "
+            "is ended.",
+        ),
+    ] = 600
+    model_queue_size: Annotated[
+        int,
+        Field(
+            gt=0,
+            description="Maximum number of requests that wait for one hosted model to be loaded. "
+            "Further ones are rejected with 503.",
+        ),
+    ] = 256
     upstream_ca: Annotated[
         Path | None,
         Field(
@@ -172,8 +215,11 @@ class Settings(ListenerSettings):
     @model_validator(mode="after")
     def _models_have_one_source(self) -> Self:
         given = self.model_fields_set & _UPSTREAM_FIELDS
-        if self.registry is not None and given:
-            raise ValueError(f"registry and {min(given)} cannot be given together")
+        if self.models and self.registry is not None:
+            raise ValueError("registry and models cannot be given together")
+        source = "models" if self.models else "registry"
+        if given and (self.models or self.registry is not None):
+            raise ValueError(f"{source} and {min(given)} cannot be given together")
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """The gateway's metrics, in a registry of their own."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -16,6 +17,20 @@ _TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 # names, and each label value takes memory.
 OTHER_MODEL = "other"
 _MAX_LEARNED_NAMES = 1000
+
+
+class HostedModelStatus(NamedTuple):
+    """The state of a model that the gateway hosts.
+
+    Attributes:
+        memory_bytes: The resident memory of its process.
+        num_waiting: Number of requests that wait for it to be loaded.
+    """
+
+    model: str
+    state: str
+    memory_bytes: int
+    num_waiting: int
 
 
 class Metrics(ProcessMetrics):
@@ -117,6 +132,21 @@ class Metrics(ProcessMetrics):
             ["model", "code"],
         )
 
+        self.hosted_starts = self.counter(
+            "chatrpc_gateway_hosted_model_starts",
+            "Starts of hosted models. The outcome is `ok` or `failed`.",
+            ["model", "outcome"],
+        )
+        self.hosted_ends = self.counter(
+            "chatrpc_gateway_hosted_model_ends",
+            "Ends of hosted models. The reason is `unloaded` or `died`.",
+            ["model", "reason"],
+        )
+
+    def watch_hosted_models(self, statuses: Callable[[], Iterable[HostedModelStatus]]) -> None:
+        """Export the states of hosted models, which `statuses` returns at each scrape."""
+        self.export(_HostedModels(statuses))
+
     def watch_upstreams(self, connected: Callable[[], Iterable[tuple[str, bool]]]) -> None:
         """Export the readiness of models.
 
@@ -151,6 +181,35 @@ class ModelLabels:
         if not name:
             return ""
         return self._registered.get(name) or self._learned.get(name, OTHER_MODEL)
+
+
+class _HostedModels(Collector):
+    """Collects the states of hosted models at the time of a scrape."""
+
+    def __init__(self, statuses: Callable[[], Iterable[HostedModelStatus]]) -> None:
+        self._statuses = statuses
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        loaded = GaugeMetricFamily(
+            "chatrpc_gateway_hosted_model_loaded",
+            "State of a hosted model: 1 if it is loaded, else 0.",
+            labels=["model"],
+        )
+        memory = GaugeMetricFamily(
+            "chatrpc_gateway_hosted_model_memory_bytes",
+            "Resident memory of the process of a hosted model; 0 if there is none.",
+            labels=["model"],
+        )
+        waiting = GaugeMetricFamily(
+            "chatrpc_gateway_hosted_model_waiting_requests",
+            "Requests that wait for a hosted model to be loaded.",
+            labels=["model"],
+        )
+        for status in self._statuses():
+            loaded.add_metric([status.model], float(status.state == "loaded"))
+            memory.add_metric([status.model], status.memory_bytes)
+            waiting.add_metric([status.model], status.num_waiting)
+        yield from (loaded, memory, waiting)
 
 
 class _Upstreams(Collector):

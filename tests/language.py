@@ -20,6 +20,7 @@ import bench.__main__
 import chatrpc_cli.__main__
 from chatrpc_process.reload_metrics import ReloadMetrics
 from gateway_http.config import Settings as GatewaySettings
+from gateway_http.metrics import HostedModelStatus
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.config import ServiceSettings
 from service.domain.engine import EngineStats
@@ -332,6 +333,7 @@ def _metrics_violations() -> Iterator[Violation]:
     service, gateway, files = ServiceMetrics(), GatewayMetrics(), CollectorRegistry()
     service.watch_engine(EngineStats, 256)
     gateway.watch_upstreams(lambda: [("m", True)])
+    gateway.watch_hosted_models(lambda: [HostedModelStatus("m", "loaded", 1, 0)])
     files.register(ReloadMetrics())
     for registry, path in (
         (service.registry, "service/metrics.py"),

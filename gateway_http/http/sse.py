@@ -77,9 +77,9 @@ class EventStream:
     async def __aexit__(self, *_: object) -> None:
         await self._end_pings()
 
-    async def ping(self) -> None:
-        """Send a ping."""
-        await self.write(self._ping)
+    async def ping(self, comment: str = "") -> None:
+        """Send a ping, or a comment instead. `comment` has no line end."""
+        await self.write(f": {comment}\n\n".encode() if comment else self._ping)
 
     async def write(self, events: bytes) -> None:
         """Send encoded events."""

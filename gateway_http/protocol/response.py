@@ -201,6 +201,18 @@ class ModelCapabilities(Struct, kw_only=True):
     reasoning: bool | UnsetType = UNSET
 
 
+class ModelStatus(Struct):
+    """The state of a model that the gateway hosts."""
+
+    value: Annotated[
+        Literal["unloaded", "loading", "loaded", "unloading"],
+        http_only("The state. A model that is not loaded is loaded by the next request for it."),
+    ]
+    failure: Annotated[
+        str | UnsetType, http_only("Why the last start failed. Absent if it did not.")
+    ] = UNSET
+
+
 class Model(Struct, kw_only=True):
     """A served model."""
 
@@ -232,6 +244,10 @@ class Model(Struct, kw_only=True):
         proto_field("ModelCapabilities.tasks", note=_IF_REACHED),
     ] = UNSET
     capabilities: Annotated[ModelCapabilities | UnsetType, note(_IF_REACHED)] = UNSET
+    status: Annotated[
+        ModelStatus | UnsetType,
+        http_only("The state of a model that the gateway hosts. Absent for other models."),
+    ] = UNSET
 
 
 class ModelList(Struct, kw_only=True):

@@ -263,7 +263,7 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
             async with aclosing(responses):
                 async for response in responses:
                     if response is None:
-                        await stream.ping()
+                        await stream.ping(route.progress)
                         continue
                     chunk = response.chunk
                     model = route.public_name(chunk.model)

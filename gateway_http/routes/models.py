@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import grpc
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +21,8 @@ from gateway_http.routes.request_state import (
     context_of,
     router_of,
 )
-from gateway_http.upstream.registry import Entry, RegisteredModel, WholeService
+from gateway_http.upstream.client import CallOptions
+from gateway_http.upstream.registry import Entry, HostedModel, WholeService
 from gateway_http.upstream.router import Route
 from gateway_http.upstream.rpcs import GET_MODEL
 
@@ -28,6 +30,7 @@ _TIMEOUT_S = 5.0  # the timeout of all calls together
 _MAX_CALLS = 32  # maximum number of concurrent calls
 
 _UNKNOWN_OWNER = "unknown"
+_OWN_OWNER = "chatrpc"
 _REJECTIONS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 # Statuses by which a service reports that the caller may not use the model, or that it has none.
 _DEFINITE = (*_REJECTIONS, grpc.StatusCode.NOT_FOUND)
@@ -99,7 +102,7 @@ async def _models_of(
     async with limit:
         with router_of(request).route_to(entry) as route:
             timeout_s = max(0.0, end_s - time.monotonic())
-            if isinstance(entry, RegisteredModel):
+            if not isinstance(entry, WholeService):
                 return [await _model(route, request, timeout_s)]
             models = await route.list_models(call_metadata_of(request), timeout_s)
             may_use = caller_of(request).may_use
@@ -116,10 +119,15 @@ async def _model(route: Route, request: Request, timeout_s: float) -> openai.Mod
     If the service of a registered model cannot be reached or fails, the description has no details:
     clients keep such lists for long, and the model should stay in them.
 
+    A hosted model is not loaded for this. If it is not loaded, its description is the last known
+    one.
+
     Raises:
         AioRpcError: The service rejects the caller or lacks the model, or any error of a service
             whose models are not registered.
     """
+    if isinstance(route.entry, HostedModel):
+        return await _hosted_model(route.entry, request, timeout_s)
     message = model_service_pb2.GetModelRequest(id=route.model)
     try:
         response = await route.call(GET_MODEL, message, call_metadata_of(request), timeout_s)
@@ -132,3 +140,32 @@ async def _model(route: Route, request: Request, timeout_s: float) -> openai.Mod
     if isinstance(entry, WholeService):
         return convert.model(model, model.id, model.aliases)
     return convert.model(model, entry.name, entry.aliases, entry.shutdown_date)
+
+
+async def _hosted_model(entry: HostedModel, request: Request, timeout_s: float) -> openai.Model:
+    """Return the description of a hosted model, and its state.
+
+    Raises:
+        AioRpcError: The service rejects the caller.
+    """
+    hosted = router_of(request).hosted
+    upstream = hosted.loaded(entry)
+    if upstream is not None:
+        options = CallOptions(timeout_s, call_metadata_of(request).with_key(None))
+        message = model_service_pb2.GetModelRequest(id=entry.name)
+        try:
+            response = await upstream.call(GET_MODEL, message, options)
+            hosted.note_description(entry, response.model)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _REJECTIONS:
+                raise
+    description = hosted.description(entry)
+    status = hosted.status(entry)
+    model = convert.model(
+        description or model_service_pb2.Model(owned_by=_OWN_OWNER),
+        entry.name,
+        entry.aliases,
+        entry.shutdown_date,
+    )
+    model.status = openai.ModelStatus(status.state.value, status.failure or UNSET)
+    return model

@@ -21,7 +21,7 @@ from gateway_http.routes.request_state import (
     router_of,
     run_while_connected,
 )
-from gateway_http.upstream.registry import RegisteredModel, WholeService
+from gateway_http.upstream.registry import HostedModel, RegisteredModel, WholeService
 from gateway_http.upstream.rpcs import DETOKENIZE, TOKENIZE
 
 _TIMEOUT_S = 60
@@ -133,7 +133,9 @@ async def _model_name(request: Request, name: str | None) -> str:
         caller.check_model(name, *router.names(name))
         return name
     match router.entries[0]:
-        case RegisteredModel(name=first, aliases=aliases):
+        case (
+            RegisteredModel(name=first, aliases=aliases) | HostedModel(name=first, aliases=aliases)
+        ):
             caller.check_model(first, *aliases)
             return first
         case WholeService() as service:

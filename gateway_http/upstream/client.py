@@ -51,7 +51,12 @@ class Upstream:
     """The channel to one service. Create, use and close it within one event loop.
 
     Every method but `close` raises AioRpcError if its call fails.
+
+    Attributes:
+        progress: A text about the wait for the first item of a stream; "" if there is none.
     """
+
+    progress = ""
 
     def __init__(self, connection: Connection) -> None:
         self._health_name = connection.health_name
@@ -67,6 +72,14 @@ class Upstream:
         """True if a replica is connected and ready. If none is, gRPC tries to connect."""
         state = self._channel.get_state(try_to_connect=True)
         return state is grpc.ChannelConnectivity.READY
+
+    async def wait_connected(self) -> None:
+        """Wait until a replica is connected and ready."""
+        while True:
+            state = self._channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                return
+            await self._channel.wait_for_state_change(state)
 
     async def close(self) -> None:
         await self._channel.close()

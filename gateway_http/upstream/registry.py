@@ -8,12 +8,18 @@ A TOML file::
     target = "dns:///smollm2.chatrpc.svc:50051"    # any gRPC target
     upstream_model = "smollm2-135m-instruct"       # the service's name for it; default: `name`
 
-docs/routing.md documents all of its fields.
+An entry with `model` instead of `target` is a model that the gateway hosts::
+
+    [[model]]
+    name = "qwen3"
+    model = "models/Qwen3-0.6B"                    # the service's option `--model`
+
+docs/routing.md documents all of its fields, docs/hosted_models.md those of hosted models.
 """
 
 import ipaddress
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,6 +28,7 @@ from typing import Annotated, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     Strict,
@@ -48,13 +55,13 @@ _Name = Annotated[
 ]
 
 
-def _checked_target(target: str) -> str:
+def _checked_target(target: str | None) -> str | None:
     """Return `target`, checked: on an invalid target, gRPC fails every call with UNKNOWN.
 
     Raises:
         ValueError: The target has an address that gRPC cannot parse.
     """
-    scheme, _, addresses = target.partition(":")
+    scheme, _, addresses = (target or "").partition(":")
     if scheme in {"ipv4", "ipv6"}:
         for address in addresses.split(","):
             host, _, port = address.strip("/").rpartition(":")
@@ -78,14 +85,28 @@ class _OutlierDetection(BaseModel):
     max_ejection_percent: Annotated[int, Field(ge=1, le=100)] = 50
 
 
+# The fields of an entry with a target, and of one that the gateway hosts.
+_SERVICE_FIELDS = frozenset(
+    ("target", "upstream_model", "balance", "affinity", "prefix_chars", "outlier_detection")
+) | {"ca", "certificate", "key", "api_key_file"}
+_HOSTED_FIELDS = frozenset(("model", "arguments", "port", "memory", "idle_timeout_s"))
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: _Name
     aliases: tuple[_Name, ...] = ()
     target: Annotated[
-        str, Field(pattern=r"^[\x21-\x7e]+$", max_length=4096), AfterValidator(_checked_target)
-    ]
+        str | None,
+        Field(pattern=r"^[\x21-\x7e]+$", max_length=4096),
+        AfterValidator(_checked_target),
+    ] = None
+    model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    arguments: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    memory: Annotated[ByteSize, Field(ge=0)] | None = None
+    idle_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     upstream_model: _Name | None = None
     shutdown_date: Annotated[date, Strict()] | None = None
     balance: Balance = DEFAULT_BALANCE
@@ -96,6 +117,17 @@ class _Model(BaseModel):
     certificate: Path | None = None
     key: Path | None = None
     api_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _model_has_one_origin(self) -> Self:
+        if (self.target is None) == (self.model is None):
+            raise ValueError("either target or model must be set")
+        is_hosted = self.model is not None
+        wrong = self.model_fields_set & (_SERVICE_FIELDS if is_hosted else _HOSTED_FIELDS)
+        if wrong:
+            needed = "target" if is_hosted else "model"
+            raise ValueError(f"{min(wrong)} can only be set together with {needed}")
+        return self
 
     @model_validator(mode="after")
     def _fields_go_together(self) -> Self:
@@ -156,6 +188,49 @@ class RegisteredModel:
 
 
 @dataclass(frozen=True)
+class HostedModel:
+    """A model whose service the gateway runs itself, on this machine.
+
+    Attributes:
+        name: The name that clients use and that responses contain.
+        model: The value of the service's option `--model`.
+        aliases: Further names that clients may use.
+        arguments: Further options of the service.
+        port: The port on which the service listens; None if it is any free one.
+        memory_bytes: The memory that it counts for; None if it is estimated, and then measured.
+        idle_timeout_s: Time without requests after which it is unloaded, and 0 if it never is;
+            None if it is that of the gateway's settings.
+        shutdown_date: As in `RegisteredModel`.
+    """
+
+    name: str
+    model: str
+    aliases: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    port: int | None = None
+    memory_bytes: int | None = None
+    idle_timeout_s: float | None = None
+    shutdown_date: date | None = None
+
+    @property
+    def label(self) -> str:
+        """The value of the label `model` in metrics."""
+        return self.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+    def upstream_name(self, name: str) -> str:  # noqa: ARG002  # the same signature as `WholeService`
+        """Return the service's name of the model that a client calls `name`."""
+        return self.name
+
+    def public_name(self, upstream_name: str) -> str:  # noqa: ARG002
+        """Return the name for clients of the model that the service calls `upstream_name`."""
+        return self.name
+
+
+@dataclass(frozen=True)
 class WholeService:
     """A service with all of its models, under the service's own names for them."""
 
@@ -174,7 +249,7 @@ class WholeService:
         return upstream_name
 
 
-Entry = RegisteredModel | WholeService
+Entry = RegisteredModel | HostedModel | WholeService
 """An entry of the routing table."""
 
 
@@ -187,7 +262,7 @@ class Registry:
         validities: The periods in which the certificates among them are valid.
     """
 
-    entries: tuple[RegisteredModel, ...]
+    entries: tuple[RegisteredModel | HostedModel, ...]
     files: tuple[Path, ...] = ()
     validities: tuple[Validity, ...] = ()
 
@@ -214,6 +289,34 @@ def load_registry(path: Path) -> Registry:
     return Registry(entries, files, tuple(_validities(path, models)))
 
 
+def hosted_models(models: Sequence[str]) -> tuple[HostedModel, ...]:
+    """Return the entries of models that are given as `MODEL` or `NAME=MODEL`.
+
+    Without a name, a path is called by its last part without `.gguf`, and another model as it is.
+
+    Raises:
+        ConfigError: A name is invalid, or two models share one.
+    """
+    entries: dict[str, HostedModel] = {}
+    for given in models:
+        name, separator, model = given.partition("=")
+        if not separator or Path(given).exists():
+            model = given
+            is_path = Path(given).exists() or given.endswith(".gguf")
+            name = Path(given).absolute().name.removesuffix(".gguf") if is_path else given
+        try:
+            entry = _Model(name=name, model=model)
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            raise ConfigError(f"models: {given}: {first['loc'][0]}: {first['msg']}") from None
+        if name in entries:
+            raise ConfigError(
+                f"models: two models are called '{name}'. Write NAME={model} to name one of them."
+            )
+        entries[name] = HostedModel(entry.name, model)
+    return tuple(entries.values())
+
+
 def _check_names(path: Path, models: tuple[_Model, ...]) -> None:
     owners: dict[str, int] = {}
     for i, model in enumerate(models):
@@ -236,7 +339,9 @@ def _validities(path: Path, models: tuple[_Model, ...]) -> Iterator[Validity]:
             yield from tls_validities(path.parent / model.ca, own)
 
 
-def _entry(path: Path, model: _Model) -> RegisteredModel:
+def _entry(path: Path, model: _Model) -> RegisteredModel | HostedModel:
+    if model.model is not None:
+        return _hosted(path, model, model.model)
     upstream_model = model.upstream_model or model.name
     outliers = model.outlier_detection
     config = service_config(
@@ -245,12 +350,28 @@ def _entry(path: Path, model: _Model) -> RegisteredModel:
         None if outliers is None else OutlierDetection(**outliers.model_dump()),
     )
     return RegisteredModel(
-        Connection(model.target, upstream_model, config, _tls(path, model), _api_key(path, model)),
+        Connection(
+            model.target or "", upstream_model, config, _tls(path, model), _api_key(path, model)
+        ),
         model.name,
         model.aliases,
         upstream_model,
         _affinity(model),
         model.shutdown_date,
+    )
+
+
+def _hosted(path: Path, entry: _Model, model: str) -> HostedModel:
+    local = path.parent / model  # a name or the id of a hub is no path
+    return HostedModel(
+        entry.name,
+        str(local.absolute()) if local.exists() else model,
+        entry.aliases,
+        entry.arguments,
+        entry.port,
+        None if entry.memory is None else int(entry.memory),
+        entry.idle_timeout_s,
+        entry.shutdown_date,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chatrpc_process.files.watched import POLL_S, Watched
 from chatrpc_process.tls import Validity
-from gateway_http.upstream.registry import RegisteredModel, Registry, load_registry
+from gateway_http.upstream.registry import HostedModel, RegisteredModel, Registry, load_registry
 
 
 class RegistryFile:
@@ -27,7 +27,7 @@ class RegistryFile:
         self._watched = self._watch()
 
     @property
-    def entries(self) -> Sequence[RegisteredModel]:
+    def entries(self) -> Sequence[RegisteredModel | HostedModel]:
         return self._watched.value.entries
 
     @property
@@ -59,7 +59,7 @@ class RegistryFile:
             self._watched = self._watch()
         return True
 
-    async def watch(self, adopt: Callable[[Sequence[RegisteredModel]], None]) -> None:
+    async def watch(self, adopt: Callable[[Sequence[RegisteredModel | HostedModel]], None]) -> None:
         """Call `adopt` with the entries after each change. Never returns."""
         while True:
             await asyncio.sleep(self._poll_s)

@@ -7,7 +7,7 @@ without losing a request.
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -20,7 +20,9 @@ from gateway_http.protocol.error import ApiError
 from gateway_http.upstream.call_metadata import CallMetadata
 from gateway_http.upstream.client import CallOptions, Upstream
 from gateway_http.upstream.connection import Connection
-from gateway_http.upstream.registry import Entry, RegisteredModel, WholeService
+from gateway_http.upstream.hosted.models import HostedModels, HostedUpstream, HostingOptions
+from gateway_http.upstream.hosted.process import Launch, ServiceLauncher
+from gateway_http.upstream.registry import Entry, HostedModel, RegisteredModel, WholeService
 from gateway_http.upstream.rpcs import LIST_MODELS, Request, Response, Rpc
 from gateway_http.upstream.service_config import AFFINITY_KEY
 
@@ -43,7 +45,12 @@ class Route:
 
     entry: Entry
     model: str
-    upstream: Upstream
+    upstream: Upstream | HostedUpstream
+
+    @property
+    def progress(self) -> str:
+        """A text about the wait for the first item of a stream; "" if there is none."""
+        return self.upstream.progress
 
     def public_name(self, model: str) -> str:
         """Return the name for clients of the model that the service calls `model`."""
@@ -99,6 +106,8 @@ class Route:
         metadata: CallMetadata,
         timeout_s: float,
     ) -> CallOptions:
+        if isinstance(self.entry, HostedModel):
+            return CallOptions(timeout_s, metadata.with_key(None))
         pairs = metadata.with_key(self.entry.connection.api_key)
         affinity = self.entry.affinity
         if affinity is not None:
@@ -109,10 +118,24 @@ class Route:
 
 
 class Router:
-    """The routing table and its channels. Create, use and close it within one event loop."""
+    """The routing table and its channels. Create, use and close it within one event loop.
 
-    def __init__(self, entries: Sequence[Entry], metrics: Metrics) -> None:
+    Args:
+        entries: The entries of the table.
+        metrics: The gateway's metrics.
+        launch: Starts the processes of hosted models.
+        hosting: The limits of hosted models.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        metrics: Metrics,
+        launch: Launch = ServiceLauncher(),  # noqa: B008  # it is frozen
+        hosting: HostingOptions = HostingOptions(),  # noqa: B008  # it is frozen
+    ) -> None:
         self._metrics = metrics
+        self.hosted = HostedModels(launch, hosting, metrics)
         self._channels: dict[Connection, _Channel] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self.entries: Sequence[Entry] = ()
@@ -121,7 +144,8 @@ class Router:
 
     def adopt(self, entries: Sequence[Entry]) -> None:
         """Replace the table. Calls that have begun are not affected."""
-        wanted = {entry.connection for entry in entries}
+        self.hosted.adopt([entry for entry in entries if isinstance(entry, HostedModel)])
+        wanted = {entry.connection for entry in entries if not isinstance(entry, HostedModel)}
         for connection in wanted - self._channels.keys():
             self._channels[connection] = _Channel(connection)
         for connection in self._channels.keys() - wanted:
@@ -129,11 +153,11 @@ class Router:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         self.entries = tuple(entries)
-        self._by_name: dict[str, RegisteredModel] = {}
+        self._by_name: dict[str, RegisteredModel | HostedModel] = {}
         self._whole_service: WholeService | None = None
         for entry in entries:
             match entry:
-                case RegisteredModel():
+                case RegisteredModel() | HostedModel():
                     self._by_name |= dict.fromkeys(entry.names, entry)
                 case WholeService():
                     self._whole_service = self._whole_service or entry
@@ -142,12 +166,13 @@ class Router:
         self._metrics.models.register({name: m.name for name, m in self._by_name.items()})
 
     async def close(self) -> None:
-        """Close all channels at once. Running calls fail."""
+        """Close all channels at once, and end hosted models. Running calls fail."""
         for closing in self._closing:
             closing.cancel()
         for channel in self._channels.values():
             await channel.upstream.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
+        await self.hosted.close()
 
     def resolve(self, name: str) -> Entry:
         """Return the entry that serves the model of this name or alias.
@@ -183,10 +208,7 @@ class Router:
             entry: The entry.
             name: The client's name of the model; "" for calls that name none.
         """
-        channel = self._channels.get(entry.connection)
-        if channel is None:  # the entry has been removed from the table
-            raise _not_found(entry.public_name(name))
-        with channel.use() as upstream:
+        with self._use(entry, name) as upstream:
             outcome = "CANCELLED"  # replaced if the call ends by itself
             try:
                 yield Route(entry, entry.upstream_name(name), upstream)
@@ -194,17 +216,34 @@ class Router:
             except grpc.aio.AioRpcError as error:
                 outcome = error.code().name
                 is_unknown = error.code() is grpc.StatusCode.NOT_FOUND
-                if not (is_unknown and isinstance(entry, RegisteredModel)):
+                if not is_unknown or isinstance(entry, WholeService):
                     raise
                 _log.warning("upstream_model_not_found", model=entry.name, reason=error.details())
                 raise _not_found(entry.name) from None
             finally:
-                model, target = entry.label, entry.connection.target
-                self._metrics.upstream_requests.labels(model, outcome).inc()
-                _log.debug("upstream_call_finished", model=model, target=target, code=outcome)
+                self._metrics.upstream_requests.labels(entry.label, outcome).inc()
+                target = "" if isinstance(entry, HostedModel) else entry.connection.target
+                _log.debug("upstream_call_finished", model=entry.label, target=target, code=outcome)
+
+    def _use(
+        self, entry: Entry, name: str
+    ) -> AbstractContextManager[Upstream] | nullcontext[HostedUpstream]:
+        """Return a context that provides the upstream of an entry. The context counts as a call.
+
+        Raises:
+            ApiError: The entry has been removed from the table.
+        """
+        if isinstance(entry, HostedModel):
+            return nullcontext(self.hosted.upstream(entry))  # it counts its calls itself
+        channel = self._channels.get(entry.connection)
+        if channel is None:
+            raise _not_found(entry.public_name(name))
+        return channel.use()
 
     async def is_ready(self, timeout_s: float) -> bool:
-        """Return whether any of the services accepts requests."""
+        """Return whether any of the services accepts requests. A hosted model can be loaded."""
+        if any(isinstance(entry, HostedModel) for entry in self.entries):
+            return True
         checks = [
             asyncio.ensure_future(channel.is_ready(timeout_s))
             for channel in self._channels.values()
@@ -224,7 +263,11 @@ class Router:
 
     def _connected(self) -> Iterator[tuple[str, bool]]:
         for entry in self.entries:
-            yield entry.label, self._channels[entry.connection].upstream.is_connected
+            if isinstance(entry, HostedModel):
+                upstream = self.hosted.loaded(entry)
+                yield entry.label, upstream is not None and upstream.is_connected
+            else:
+                yield entry.label, self._channels[entry.connection].upstream.is_connected
 
 
 class _Channel:

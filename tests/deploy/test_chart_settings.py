@@ -56,11 +56,13 @@ def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
 
 
 # Options that the chart never sets: a registry replaces `--upstream`, values replace the file of
-# options, and the processes have to start.
+# options, the processes have to start, and the gateway hosts no models.
 NEVER = {
     "config",
     "check",
     *("upstream", "upstream-ca", "upstream-certificate", "upstream-key", "upstream-api-key-file"),
+    *("models", "models-memory", "model-idle-timeout-s"),
+    *("model-load-timeout-s", "model-queue-size"),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry
 
 from chatrpc_process.reload_metrics import ReloadMetrics
+from gateway_http.metrics import HostedModelStatus
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.domain.engine import EngineStats, UpstreamStats
 from service.metrics import Metrics as ServiceMetrics
@@ -20,6 +21,7 @@ def exported() -> set[str]:
     service.watch_engine(lambda: EngineStats(upstreams=(UpstreamStats("a.test"),)), 256)
     service.name_model("m")
     gateway.watch_upstreams(lambda: [("m", True)])
+    gateway.watch_hosted_models(lambda: [HostedModelStatus("m", "loaded", 1, 0)])
     files = CollectorRegistry()
     files.register(ReloadMetrics())
     return {*_names(service.registry), *_names(gateway.registry), *_names(files)}

@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 
 from chatrpc_process.errors import ConfigError
 from gateway_http.upstream.affinity import PrefixAffinity, SessionAffinity
-from gateway_http.upstream.registry import RegisteredModel, load_registry
+from gateway_http.upstream.registry import (
+    HostedModel,
+    RegisteredModel,
+    hosted_models,
+    load_registry,
+)
 from gateway_http.upstream.registry_file import RegistryFile
 from tests.support.tls_files import issue, lock
 
@@ -31,7 +36,14 @@ def written(directory: Path, text: str) -> Path:
 
 def entry(directory: Path, fields: str = "") -> RegisteredModel:
     [only] = load_registry(written(directory, LEAST + fields)).entries
+    assert isinstance(only, RegisteredModel)
     return only
+
+
+def key_of(file: RegistryFile) -> str | None:
+    first = file.entries[0]
+    assert isinstance(first, RegisteredModel)
+    return first.connection.api_key
 
 
 def config(of: RegisteredModel) -> Any:
@@ -64,6 +76,87 @@ def test_shutdown_date_is_a_date_of_toml(tmp_path: Path) -> None:
 def test_shutdown_date_of_another_type_is_rejected(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match="shutdown_date: Input should be a valid date"):
         entry(tmp_path, f"shutdown_date = {value}")
+
+
+HOSTED = '[[model]]\nname = "m"\nmodel = "%s"\n'
+
+
+def hosted(directory: Path, model: str, fields: str = "") -> HostedModel:
+    [only] = load_registry(written(directory, HOSTED % model + fields)).entries
+    assert isinstance(only, HostedModel)
+    return only
+
+
+def test_hosted_model_has_the_options_of_its_service(tmp_path: Path) -> None:
+    assert hosted(tmp_path, "org/name") == HostedModel("m", "org/name")
+    fields = (
+        'aliases = ["n"]\narguments = ["--dtype", "float32"]\nport = 50060\nmemory = "2GiB"\n'
+        "idle_timeout_s = 60\nshutdown_date = 2027-03-31"
+    )
+    assert hosted(tmp_path, "org/name", fields) == HostedModel(
+        "m", "org/name", ("n",), ("--dtype", "float32"), 50060, 2 << 30, 60.0, date(2027, 3, 31)
+    )
+
+
+def test_path_of_a_hosted_model_starts_at_the_registry(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    assert hosted(tmp_path, "weights").model == str(tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[[model]]\nname = "m"', "either target or model must be set"),
+        (LEAST + 'model = "x"', "either target or model must be set"),
+        (LEAST + "port = 1", "port can only be set together with model"),
+        (HOSTED % "x" + 'balance = "round_robin"', "balance can only be set together with target"),
+        (HOSTED % "x" + 'ca = "x"', "ca can only be set together with target"),
+        (HOSTED % "x" + "port = 0", "model.0.port"),
+        (HOSTED % "x" + 'memory = "many"', "model.0.memory"),
+        (HOSTED % "x" + "idle_timeout_s = -1", "model.0.idle_timeout_s"),
+        (HOSTED % "x" + "idle_timeout_s = nan", "model.0.idle_timeout_s"),
+        (HOSTED % "x" + "arguments = [1]", "model.0.arguments.0"),
+        (HOSTED % "", "model.0.model"),
+        (HOSTED % "x" + LEAST, "'m' is model.0's already"),
+    ],
+)
+def test_invalid_hosted_model_is_an_error_that_names_the_field(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_registry(written(tmp_path, text))
+    assert words in str(error.value)
+
+
+def test_models_of_the_command_line_are_called_by_their_last_part(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    file = tmp_path / "small.gguf"
+    file.touch()
+    given = [str(tmp_path / "large"), str(file), "org/name", f"own={file}", "missing/x.gguf"]
+    assert hosted_models(given) == (
+        HostedModel("large", given[0]),
+        HostedModel("small", given[1]),
+        HostedModel("org/name", "org/name"),
+        HostedModel("own", str(file)),
+        HostedModel("x", "missing/x.gguf"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (["a", "a"], "two models are called 'a'"),
+        (["a=x", "b=y", "a=z"], "Write NAME=z to name one of them"),
+        (["a b=x"], "models: a b=x: name"),
+        (["=x"], "models: =x: name"),
+        (["a="], "models: a=: model"),
+        ([""], "models: : "),
+    ],
+)
+def test_invalid_models_of_the_command_line_are_rejected(models: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        hosted_models(models)
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +192,7 @@ def test_outlier_detection_surrounds_the_policy(tmp_path: Path) -> None:
         ("", "model: Field required"),
         ("model = []", "model: Tuple should have at least 1 item"),
         ("[[model]", "Expected ']]'"),
-        ('[[model]]\nname = "m"', "model.0.target: Field required"),
+        ('[[model]]\nname = "m"', "either target or model must be set"),
         ('[[model]]\ntarget = "a:1"', "model.0.name: Field required"),
         (LEAST + "targets = 1", "model.0.targets: Extra inputs are not permitted"),
         (LEAST + 'aliases = ["a b"]', "model.0.aliases.0: String should match"),
@@ -256,10 +349,10 @@ def test_file_that_is_created_later_is_read(tmp_path: Path) -> None:
     assert [log["event"] for log in logs] == ["file_reload_failed"]
     key.write_text("first")
     assert file.refresh()
-    assert file.entries[0].connection.api_key == "first"
+    assert key_of(file) == "first"
     touch(key, "second")
     assert file.refresh()
-    assert file.entries[0].connection.api_key == "second"
+    assert key_of(file) == "second"
 
 
 def test_changed_key_file_is_read(tmp_path: Path) -> None:
@@ -271,7 +364,7 @@ def test_changed_key_file_is_read(tmp_path: Path) -> None:
     assert file.refresh()
     touch(key, "second")
     assert file.refresh()
-    assert file.entries[0].connection.api_key == "second"
+    assert key_of(file) == "second"
     touch(key, "")
     assert not file.refresh()
-    assert file.entries[0].connection.api_key == "second"
+    assert key_of(file) == "second"

@@ -19,6 +19,7 @@ from chatrpc.v1 import chat_pb2, chat_service_pb2
 from gateway_http.app import Environment
 from gateway_http.metrics import Metrics
 from gateway_http.upstream.call_metadata import CallMetadata
+from gateway_http.upstream.client import Upstream
 from gateway_http.upstream.connection import Connection
 from gateway_http.upstream.registry import RegisteredModel
 from gateway_http.upstream.router import Router
@@ -312,9 +313,11 @@ async def test_channel_is_closed_after_its_last_call(service: FakeService) -> No
         rest = [chunk async for chunk in chunks]
         assert rest[-1] is not None
     # The channel fails, or the call on it.
+    upstream = route.upstream
+    assert isinstance(upstream, Upstream)
     with pytest.raises((grpc.aio.UsageError, asyncio.CancelledError)):
         while True:
-            await route.upstream.is_ready(10)
+            await upstream.is_ready(10)
     await router.close()
 
 

@@ -1,4 +1,4 @@
-"""Runs a command that ends with its parent: `python -m chatrpc_cli.leash PARENT COMMAND...`
+"""Runs a command that ends with its parent: `python -m chatrpc_process.leash PARENT COMMAND...`
 
 On Linux, the kernel kills this process when the parent ends for any reason. The command then
 replaces this process; the setting stays in force across `execv`. Popen's `preexec_fn` could do the
