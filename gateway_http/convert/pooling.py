@@ -34,7 +34,8 @@ def truncation(
     Raises:
         InvalidRequest: Two options contradict each other.
     """
-    length, side = body.truncate_prompt_tokens, body.truncation_side
+    length = body.truncate_prompt_tokens
+    side: str | None = body.truncation_side
     if body.truncate is not None:
         if length is not None or side is not None:
             raise _contradiction("truncate", "truncate_prompt_tokens or truncation_side")
