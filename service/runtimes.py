@@ -9,7 +9,7 @@ from service.engines import BACKENDS, check_engine, load_engine_factory, load_fa
 
 # An import string of the factory of the runtime with an engine. It is not imported for a chat
 # backend, which needs no packages of the text layer.
-_LOCAL_RUNTIME = "service.model:local_runtime"
+_LOCAL_RUNTIME = "service.task_runtime:local_runtime"
 
 
 def load_runtime_factory(settings: ServiceSettings) -> Callable[[], ModelRuntime]:

@@ -1,5 +1,5 @@
-"""The backends of a model: the chat backend turns checked requests into text deltas, and the
-embedding backend turns inputs into vectors.
+"""The backends of a model: the chat backend turns checked requests into text deltas, and others
+compute embeddings, the scores of labels, and the scores of pairs of texts.
 
 The servicers use a model only through these interfaces. The local backend (`service.generation`) is
 one implementation, over an `Engine`. Another one could call a remote server. It would have no
@@ -23,6 +23,13 @@ from service.domain.engine import (
     count_logprobs,
 )
 from service.domain.model import LocalModel, ModelCard, Tokenizer
+from service.domain.pooling import (
+    ClassificationRequest,
+    Classifications,
+    ScoreRequest,
+    Scores,
+    Task,
+)
 from service.domain.sampling import SamplingParams
 
 GenerationRequest: TypeAlias = ChatRequest | CompletionRequest
@@ -238,8 +245,8 @@ class BackendLoad(NamedTuple):
     max_running: int
 
 
-class ChatBackend(Protocol):
-    """Generates text for chat and text completion requests."""
+class ModelBackend(Protocol):
+    """The tokenizer, the limits and the load of a model with any task."""
 
     @property
     def spec(self) -> ModelSpec: ...
@@ -260,6 +267,10 @@ class ChatBackend(Protocol):
         """
         ...
 
+
+class ChatBackend(ModelBackend, Protocol):
+    """Generates text for chat and text completion requests."""
+
     async def prepare(self, request: GenerationRequest, call: CallContext) -> Generation:
         """Check and prepare a request, without running it.
 
@@ -274,10 +285,25 @@ class ChatBackend(Protocol):
 class EmbeddingBackend(Protocol):
     """Computes embeddings."""
 
+    @property
+    def unsupported_fields(self) -> frozenset[str]:
+        """The fields of `CreateEmbeddingsRequest` that are rejected."""
+        ...
+
+    @property
+    def num_dimensions(self) -> int | None:
+        """Number of dimensions of the model's embeddings; None if it is unknown."""
+        ...
+
+    @property
+    def prompt_names(self) -> Sequence[str]:
+        """The names of the model's prompts, in alphabetical order."""
+        ...
+
     async def embed(self, request: EmbeddingRequest, call: CallContext) -> Embeddings:
         """Return the embeddings of all inputs. Cancelling the task aborts the request.
 
-        The servicer has reserved capacity for one sequence (`ChatBackend.reserve`). It ends the
+        The servicer has reserved capacity for one sequence (`ModelBackend.reserve`). It ends the
         call at its deadline, so this method need not observe `call.deadline`.
 
         Raises:
@@ -287,6 +313,30 @@ class EmbeddingBackend(Protocol):
             EngineDead: The backend has failed.
         """
         ...
+
+
+class ClassificationBackend(Protocol):
+    """Computes the scores of labels. The promises and errors are those of `EmbeddingBackend`."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The names of the labels, in the order of scores."""
+        ...
+
+    async def classify(
+        self, request: ClassificationRequest, call: CallContext
+    ) -> Classifications: ...
+
+
+class ScoreBackend(Protocol):
+    """Computes scores of pairs. The promises and errors are those of `EmbeddingBackend`."""
+
+    @property
+    def has_activation(self) -> bool:
+        """False if requests may not choose an activation."""
+        ...
+
+    async def score(self, request: ScoreRequest, call: CallContext) -> Scores: ...
 
 
 class DecisionBackend(Protocol):
@@ -299,7 +349,7 @@ class DecisionBackend(Protocol):
 
         Args:
             num_sequences: Number of sequences for which the servicer has reserved capacity
-                (`ChatBackend.reserve`). At most this many run at a time.
+                (`ModelBackend.reserve`). At most this many run at a time.
             note: Called with the progress of each question.
 
         Raises:
@@ -334,7 +384,11 @@ class ServedModel:
     """A model that requests can name, and the backends that serve it.
 
     Attributes:
+        backend: The limits and the tokenizer of the model.
+        chat: Generates text; None if the model does not generate.
         embeddings: Computes the model's embeddings; None if it has none.
+        classifier: Computes the scores of labels; None if the model is no classifier.
+        scorer: Computes the scores of pairs of texts; None if the model scores none.
         remote_tokenizer: Tokenizes if `backend.tokenizer` is None; None if nothing does.
         local: The model, if it is in this process.
         encode_chat: Returns the token ids of the prompt of a conversation with tools; None if the
@@ -344,12 +398,21 @@ class ServedModel:
     """
 
     card: ModelCard
-    backend: ChatBackend
+    backend: ModelBackend
+    chat: ChatBackend | None = None
     embeddings: EmbeddingBackend | None = None
+    classifier: ClassificationBackend | None = None
+    scorer: ScoreBackend | None = None
     remote_tokenizer: RemoteTokenizer | None = None
     local: LocalModel | None = None
     encode_chat: EncodeChat | None = None
     decisions: DecisionBackend | None = None
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The tasks of the model."""
+        served = (self.chat, self.embeddings, self.classifier, self.scorer)
+        return [task for task, backend in zip(Task, served, strict=True) if backend is not None]
 
 
 class ModelRuntime(Protocol):

@@ -174,9 +174,11 @@ def _is_short(output: TokenOutput) -> bool:
 
 def locally_served(model: LocalModel) -> ServedModel:
     """Return the `ServedModel` for a model in this process."""
+    backend = LocalBackend(model)
     return ServedModel(
         model.card,
-        LocalBackend(model),
+        backend,
+        backend,
         decisions=LocalDecisions(model) if can_decide(model.engine.capabilities) else None,
         local=model,
         encode_chat=partial(prompt_token_ids, model),

@@ -14,6 +14,7 @@ from service.rpc.encode.chat import ChatEncoder
 from service.rpc.generation_calls import AdmittedGeneration, Decoder, GenerationCalls
 
 _DECODER = Decoder(
+    service="ChatService",
     num_sequences=lambda params, most: num_choices(params.sampling, most),
     priority=priority,
     request=chat_request,

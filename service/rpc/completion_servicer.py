@@ -12,7 +12,12 @@ from service.rpc.decode.options import priority
 from service.rpc.encode.completion import CompletionEncoder
 from service.rpc.generation_calls import AdmittedGeneration, Decoder, GenerationCalls
 
-_DECODER = Decoder(num_sequences=num_sequences, priority=priority, request=completion_request)
+_DECODER = Decoder(
+    service="CompletionService",
+    num_sequences=num_sequences,
+    priority=priority,
+    request=completion_request,
+)
 
 
 class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):

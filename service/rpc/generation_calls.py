@@ -15,7 +15,7 @@ from service.domain.backend import (
     TextDelta,
 )
 from service.domain.engine import Caller
-from service.errors import InvalidField, MissingField
+from service.errors import InvalidField, MissingField, UnsupportedMethod
 from service.rpc.calls.caller import (
     current_caller,
     note_prompts,
@@ -56,12 +56,14 @@ class Decoder(Generic[Params, AnyRequest]):
     Each function raises InvalidField or a subclass.
 
     Attributes:
+        service: Name of the gRPC service.
         num_sequences: Returns the number of sequences that the parameters ask for. Its second
             argument is the maximum.
         priority: Returns the priority of the request.
         request: Returns the request.
     """
 
+    service: str
     num_sequences: Callable[[Params, int], int]
     priority: Callable[[Params, Caller], int]
     request: Callable[[Params, ModelSpec], AnyRequest]
@@ -112,7 +114,9 @@ class GenerationCalls:
             raise MissingField("model")
         deadline = deadline_of(context, self._request_timeout_s)
         model = self._lifecycle.admit(params.model, context)
-        backend, caller = model.backend, current_caller()
+        backend, caller = model.chat, current_caller()
+        if backend is None:
+            raise UnsupportedMethod(decoder.service, model.card.id)
         spec = backend.spec
         num_sequences = decoder.num_sequences(params, spec.max_sequences)
         with backend.reserve(caller, num_sequences):

@@ -32,6 +32,7 @@ from service.rpc.decision_servicer import DecisionServicer
 from service.rpc.embedding_servicer import EmbeddingServicer
 from service.rpc.generation_calls import GenerationCalls
 from service.rpc.model_servicer import ModelServicer
+from service.rpc.pooling_calls import PoolingCalls
 from service.rpc.serving.lifecycle import Lifecycle
 from service.rpc.serving.load_reports import LoadReports
 from service.rpc.serving.reflection import enable_reflection
@@ -154,6 +155,7 @@ class Server:
         self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         generations = GenerationCalls(lifecycle, self._pools, request_timeout_s)
+        pooling = PoolingCalls(lifecycle, self._pools, request_timeout_s)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
             ChatServicer(generations), self._server
         )
@@ -164,10 +166,10 @@ class Server:
             DecisionServicer(lifecycle, self._pools, request_timeout_s), self._server
         )
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
-            EmbeddingServicer(lifecycle, self._pools, request_timeout_s), self._server
+            EmbeddingServicer(pooling), self._server
         )
         classification_service_pb2_grpc.add_ClassificationServiceServicer_to_server(
-            ClassificationServicer(lifecycle), self._server
+            ClassificationServicer(pooling), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle, self._pools, request_timeout_s), self._server

@@ -22,6 +22,12 @@ from service.upstream.wire import EmbeddingList, decoded
 class UpstreamEmbeddings:
     """`service.domain.backend.EmbeddingBackend` for a model that upstreams serve."""
 
+    unsupported_fields = frozenset(
+        ("prompt_name", "truncation", "normalize", "add_special_tokens", "priority")
+    )
+    num_dimensions = None
+    prompt_names = ()
+
     def __init__(self, model: UpstreamModel, pool: UpstreamPool) -> None:
         self._model = model
         self._pool = pool

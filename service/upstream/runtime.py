@@ -114,8 +114,9 @@ class UpstreamRuntime:
         return ServedModel(
             card,
             self._backend,
+            self._backend,
             UpstreamEmbeddings(model, self._pool),
-            tokenizer if found.dialect is Dialect.VLLM else None,
+            remote_tokenizer=tokenizer if found.dialect is Dialect.VLLM else None,
         )
 
     def stats(self) -> EngineStats:

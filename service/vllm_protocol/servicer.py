@@ -28,6 +28,7 @@ from service.vllm_protocol.tokenizer_bundle import TokenizerBundle, load_tokeniz
 
 # The protocol has no priority: a request has the default one.
 _DECODER: Decoder[GenerateParams, CompletionRequest] = Decoder(
+    service="VllmEngine",
     num_sequences=lambda params, most: num_choices(params.sampling, most),
     priority=lambda _, caller: caller.default_priority,
     request=completion_request,

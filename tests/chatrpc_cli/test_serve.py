@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from chatrpc_cli.__main__ import app
 from tests.fakes.wait import FAILSAFE_S, block_until, killed_after_failsafe
 
 STACK = Path(__file__).with_name("stack")
@@ -29,13 +31,22 @@ def free_port() -> int:
 class Serve:
     """A running `chatrpc serve`, leader of its own process group as under a terminal's shell."""
 
-    def __init__(self, folder: Path, *options: str, is_ready: bool = True, **fakes: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        is_ready: bool = True,
+        has_service: bool = True,
+        **fakes: str,
+    ) -> None:
         self.http_port, self.grpc_port = free_port(), free_port()
         self._journal = folder / "journal"
         self._gate = folder / "gate"
         if is_ready:
             self.open_gate()
-        ports = ["--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
+        ports = ["--http-port", str(self.http_port)]
+        if has_service:
+            ports += ["--grpc-port", str(self.grpc_port)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "chatrpc_cli", "serve", *ports, *options],
             stdout=subprocess.PIPE,
@@ -95,8 +106,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Serve]]:
     """Start `chatrpc serve`, at most once."""
     started: list[Serve] = []
 
-    def start(*options: str, is_ready: bool = True, **fakes: str) -> Serve:
-        started.append(Serve(tmp_path, *options, is_ready=is_ready, **fakes))
+    def start(
+        *options: str, is_ready: bool = True, has_service: bool = True, **fakes: str
+    ) -> Serve:
+        started.append(
+            Serve(tmp_path, *options, is_ready=is_ready, has_service=has_service, **fakes)
+        )
         return started[0]
 
     yield start
@@ -253,3 +268,45 @@ def test_killed_parent_ends_children_that_ignore_signals(start: Callable[..., Se
     serve.process.kill()
     serve.end()  # it returns, so no process has its stderr open
     assert "gateway stopping" not in serve.events
+
+
+def test_several_models_are_hosted_by_the_gateway(start: Callable[..., Serve]) -> None:
+    models = ("--model", "a,b", "--model", "x=c")
+    limits = ("--models-memory", "2GiB", "--model-idle-timeout", "60")
+    serve = start(*models, *limits, has_service=False)
+    first, http_line, *_, curl = serve.banner().splitlines()
+    assert first == "Models, loaded on demand: first, second"
+    assert http_line.split() == ["HTTP", f"http://127.0.0.1:{serve.http_port}/v1"]
+    assert '"model": "first"' in curl
+    assert 'gateway models ["a,b", "x=c"] 2GiB 60.0' in serve.events
+    assert not any(event.startswith("service") for event in serve.events)
+    serve.ctrl_c()
+    assert serve.end()[0] == 0
+    assert serve.events[-2:] == ["gateway stopping", "gateway stopped"]
+
+
+@pytest.mark.slow
+def test_registry_is_passed_to_the_gateway(start: Callable[..., Serve], tmp_path: Path) -> None:
+    registry = tmp_path / "registry.toml"
+    registry.touch()
+    serve = start("--registry", str(registry), has_service=False)
+    serve.banner()
+    assert f"gateway registry {registry}" in serve.events
+    assert "gateway models None None None" in serve.events
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--models-memory", "1GiB"), "need --model or --registry"),
+        (("--model", "a", "--registry", __file__), "exclude each other"),
+        (("--model", "a", "--model", "b", "--grpc-port", "5"), "in the registry"),
+        (("--registry", "/nowhere.toml"), "does not exist"),
+    ],
+)
+def test_options_of_hosted_models_that_do_not_fit_are_rejected(
+    options: tuple[str, ...], words: str
+) -> None:
+    result = CliRunner().invoke(app, ["serve", *options])
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.replace("│", " ").split())

@@ -20,6 +20,9 @@ class FakeEmbeddings:
         counts_tokens: False if the numbers of tokens are unknown.
     """
 
+    unsupported_fields = frozenset[str]()
+    prompt_names = ()
+
     def __init__(self) -> None:
         self.requests: list[EmbeddingRequest] = []
         self.calls: list[CallContext] = []

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2_grpc
 from chatrpc.v1 import (
     chat_pb2,
     chat_service_pb2_grpc,
+    classification_service_pb2_grpc,
     completion_service_pb2_grpc,
     decision_service_pb2_grpc,
     embedding_service_pb2_grpc,
@@ -65,6 +66,9 @@ class Running:
     completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
     decisions: "decision_service_pb2_grpc.DecisionServiceAsyncStub" = field(init=False)
     embeddings: "embedding_service_pb2_grpc.EmbeddingServiceAsyncStub" = field(init=False)
+    classifications: "classification_service_pb2_grpc.ClassificationServiceAsyncStub" = field(
+        init=False
+    )
     models: "model_service_pb2_grpc.ModelServiceAsyncStub" = field(init=False)
     health: Any = field(init=False)  # the type stubs lack its methods
 
@@ -73,6 +77,9 @@ class Running:
         self.completions = completion_service_pb2_grpc.CompletionServiceStub(self.channel)
         self.decisions = decision_service_pb2_grpc.DecisionServiceStub(self.channel)
         self.embeddings = embedding_service_pb2_grpc.EmbeddingServiceStub(self.channel)
+        self.classifications = classification_service_pb2_grpc.ClassificationServiceStub(
+            self.channel
+        )
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 

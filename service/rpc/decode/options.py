@@ -1,8 +1,8 @@
-"""Decodes the options that chat and text completions share: protobuf to the domain."""
+"""Decodes the options that several requests share: protobuf to the domain."""
 
 from dataclasses import replace
+from typing import Any, Protocol
 
-from chatrpc.v1 import chat_pb2, completion_pb2, decision_service_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ModelSpec
 from service.domain.engine import Caller
@@ -11,12 +11,16 @@ from service.errors import InvalidField
 _LOGPROBS = LIMITS["ChatCompletionParams.top_logprobs"]  # the other fields have the same limits
 
 
-def priority(
-    params: chat_pb2.ChatCompletionParams
-    | completion_pb2.CompletionParams
-    | decision_service_pb2.CreateDecisionRequest,
-    caller: Caller,
-) -> int:
+class WithPriority(Protocol):
+    """A proto with the optional field `priority`."""
+
+    @property
+    def priority(self) -> int: ...
+
+    def HasField(self, field_name: Any, /) -> bool: ...  # noqa: N802  # protobuf's name
+
+
+def priority(params: WithPriority, caller: Caller) -> int:
     """Return the priority of a request.
 
     Raises:

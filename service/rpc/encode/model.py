@@ -1,13 +1,12 @@
 """Converts a served model to a protobuf message."""
 
-from collections.abc import Iterator
-
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ServedModel
 from service.domain.model import ModelCard
+from service.domain.pooling import Task
 
 
 def model_proto(model: ServedModel) -> model_service_pb2.Model:
@@ -34,27 +33,35 @@ def _max_output_tokens(card: ModelCard) -> int:
 
 
 def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
-    spec = model.backend.spec
+    spec, generates = model.backend.spec, model.chat is not None
     most_logprobs = spec.most_logprobs(int(LIMITS["ChatCompletionParams.top_logprobs"].maximum))
+    has_logprobs = generates and "logprobs" not in spec.unsupported_fields
     modalities = [chat_pb2.MODALITY_TEXT]
     if spec.takes_images:
         modalities.append(chat_pb2.MODALITY_IMAGE)
+    embeddings, classifier = model.embeddings, model.classifier
     return model_service_pb2.ModelCapabilities(
         unsupported_fields=sorted(spec.unsupported_fields),
         input_modalities=modalities,
-        embeddings=model.embeddings is not None,
+        embeddings=embeddings is not None,
         tokenization=bool(model.backend.tokenizer or model.remote_tokenizer),
-        structured_outputs="response_format.json_schema" not in spec.unsupported_fields,
-        max_logprobs=None if "logprobs" in spec.unsupported_fields else most_logprobs,
+        structured_outputs=generates
+        and "response_format.json_schema" not in spec.unsupported_fields,
+        max_logprobs=most_logprobs if has_logprobs else None,
         is_batch_invariant=spec.is_batch_invariant,
-        tasks=_tasks(model),
-        output_modalities=[chat_pb2.MODALITY_TEXT],
-        tools="tools" not in spec.unsupported_fields,
+        tasks=[_TASKS[task] for task in model.tasks],
+        embedding_dimensions=None if embeddings is None else embeddings.num_dimensions,
+        prompt_names=[] if embeddings is None else embeddings.prompt_names,
+        labels=[] if classifier is None else classifier.labels,
+        output_modalities=[chat_pb2.MODALITY_TEXT] if generates else [],
+        tools=generates and "tools" not in spec.unsupported_fields,
         reasoning=spec.has_reasoning,
     )
 
 
-def _tasks(model: ServedModel) -> Iterator[model_service_pb2.ModelTask.ValueType]:
-    yield model_service_pb2.MODEL_TASK_GENERATE
-    if model.embeddings is not None:
-        yield model_service_pb2.MODEL_TASK_EMBED
+_TASKS = {
+    Task.GENERATE: model_service_pb2.MODEL_TASK_GENERATE,
+    Task.EMBED: model_service_pb2.MODEL_TASK_EMBED,
+    Task.CLASSIFY: model_service_pb2.MODEL_TASK_CLASSIFY,
+    Task.SCORE: model_service_pb2.MODEL_TASK_SCORE,
+}

@@ -146,12 +146,13 @@ async def test_model_shows_its_engine_and_capabilities(limited: Running) -> None
 
 async def test_capabilities_of_a_remote_backend_are_those_of_its_spec(running: Running) -> None:
     backend = RemoteBackend(takes_images=True, unsupported_fields=frozenset({"logprobs"}))
-    await running.lifecycle.serve(ServedModel(CARD, backend, FakeEmbeddings()))
+    await running.lifecycle.serve(ServedModel(CARD, backend, backend, FakeEmbeddings()))
     shown = (await model_of(running, "fake")).capabilities
     assert shown == model_service_pb2.ModelCapabilities(
         unsupported_fields=["logprobs"],
         input_modalities=[chat_pb2.MODALITY_TEXT, chat_pb2.MODALITY_IMAGE],
         embeddings=True,
+        embedding_dimensions=3,
         structured_outputs=True,
         tasks=[model_service_pb2.MODEL_TASK_GENERATE, model_service_pb2.MODEL_TASK_EMBED],
         output_modalities=[chat_pb2.MODALITY_TEXT],
@@ -173,6 +174,6 @@ async def test_output_limit_is_the_backends_within_the_context(
 
 async def test_tools_that_are_rejected_are_no_capability(running: Running) -> None:
     backend = RemoteBackend(unsupported_fields=frozenset({"tools"}), has_reasoning=True)
-    await running.lifecycle.serve(ServedModel(CARD, backend))
+    await running.lifecycle.serve(ServedModel(CARD, backend, backend))
     shown = (await model_of(running, "fake")).capabilities
     assert (shown.tools, shown.reasoning) == (False, True)

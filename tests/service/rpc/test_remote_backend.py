@@ -22,7 +22,8 @@ from tests.support.rpc_errors import rpc_error
 async def remote(running: Running) -> Running:
     """Return a server with a model called `remote` in addition to `fake`."""
     card = replace(CARD, id="remote", aliases=())
-    await running.lifecycle.serve(ServedModel(card, RemoteBackend()))
+    backend = RemoteBackend()
+    await running.lifecycle.serve(ServedModel(card, backend, backend))
     return running
 
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from service.config import ServiceSettings
-from service.domain.backend import CallContext, GenerationRequest, ServedModel, TextDelta
+from service.domain.backend import (
+    CallContext,
+    Generation,
+    GenerationRequest,
+    ServedModel,
+    TextDelta,
+)
 from service.domain.chat import ChatRequest, Message, PromptOptions
 from service.domain.completion import CompletionRequest
 from service.domain.engine import Caller
@@ -76,11 +82,16 @@ class Serving:
     runtime: UpstreamRuntime
     model: ServedModel
 
+    async def prepare(self, request: GenerationRequest, context: CallContext) -> Generation:
+        """Prepare a request without running it."""
+        assert self.model.chat is not None
+        return await self.model.chat.prepare(request, context)
+
     async def deltas(
         self, request: GenerationRequest | None = None, context: CallContext | None = None
     ) -> list[TextDelta]:
         """Return the deltas of a request, without the first, which is empty."""
-        generation = await self.model.backend.prepare(request or chat(), context or call())
+        generation = await self.prepare(request or chat(), context or call())
         async with aclosing(generation.deltas()) as deltas:
             first, *rest = [delta async for delta in deltas]
         assert first == TextDelta()

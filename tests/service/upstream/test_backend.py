@@ -173,7 +173,7 @@ async def test_echo_of_the_upstream_is_split_into_prompt_and_output() -> None:
         )
         async with fake.running() as upstream, serving(upstream.url) as served:
             upstream.completions(fake.replies(fake.response(200, whole)))
-            generation = await served.model.backend.prepare(request, call())
+            generation = await served.prepare(request, call())
             [delta] = await served.deltas(request)
         assert generation.prompts[0].text == ""
         assert delta.text == "Say it!"
@@ -426,7 +426,7 @@ async def test_half_a_stream_fails_after_its_tokens() -> None:
 
     async with fake.running() as upstream, serving(upstream.url) as served:
         upstream.chat(half)
-        generation = await served.model.backend.prepare(chat(), call())
+        generation = await served.prepare(chat(), call())
         deltas = generation.deltas()
         await anext(deltas)
         assert (await anext(deltas)).text == "half"
@@ -488,7 +488,7 @@ async def test_cancelling_ends_the_request_at_the_upstream(handler: fake.Handler
 async def test_closing_the_deltas_ends_the_request_at_the_upstream() -> None:
     async with fake.running() as upstream, serving(upstream.url) as served:
         upstream.chat(hanging)
-        generation = await served.model.backend.prepare(chat(), call())
+        generation = await served.prepare(chat(), call())
         async with aclosing(generation.deltas()) as deltas:
             await anext(deltas)
             assert (await anext(deltas)).text == "Hi"

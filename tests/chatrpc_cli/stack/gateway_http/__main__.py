@@ -1,4 +1,4 @@
-"""A fake gateway: /readyz, a chat route that echoes, and a journal of its events.
+"""A fake gateway: /readyz, /v1/models, a chat route that echoes, and a journal of its events.
 
 FAKE_GATEWAY may be `stubborn`: it ignores SIGTERM.
 """
@@ -25,6 +25,11 @@ class Gateway(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Serve GET. The first request for readiness gets an error."""
+        if self.path == "/v1/models":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "first"}, {"id": "second"}]}')
+            return
         Gateway.num_probes += 1
         is_ready = self.path == "/readyz" and Gateway.num_probes > 1
         self.send_response(200 if is_ready else 503)
@@ -45,7 +50,9 @@ def main() -> None:
     parser.add_argument("--api-keys")
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--upstream", required=True)
+    parser.add_argument("--upstream")
+    for option in ("--models", "--registry", "--models-memory", "--model-idle-timeout-s"):
+        parser.add_argument(option)
     parser.add_argument("--drain-timeout-s", type=int, required=True)
     options = parser.parse_args()
     note(f"started {os.getpid()}")
@@ -62,6 +69,8 @@ def main() -> None:
     server = ThreadingHTTPServer((options.host, options.port), Gateway)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     note(f"upstream {options.upstream}")
+    note(f"models {options.models} {options.models_memory} {options.model_idle_timeout_s}")
+    note(f"registry {options.registry}")
     stop.wait()
     if IS_STUBBORN:
         threading.Event().wait()
