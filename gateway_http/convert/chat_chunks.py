@@ -25,6 +25,8 @@ class ChunkStream:
 
     def __init__(self, request: ChatCompletionRequest) -> None:
         self._n = request.n or 1
+        self._returns_reasoning = request.returns_reasoning
+        self._service_tier = chat_completions.service_tier(request)
         self._state = StreamState(request.stream_options, chat_pb2.ChatCompletionChunk())
         self._is_prompt_sent = False
         self.is_started = False
@@ -41,7 +43,7 @@ class ChunkStream:
         self._state.add(chunk, model)
         choices: list[openai.ChunkChoice] = []
         for delta in chunk.choices:
-            new = _choices(delta)
+            new = _choices(delta, returns_reasoning=self._returns_reasoning)
             if not self.is_started and (new or delta.num_tokens):
                 self.is_started = True
                 choices += _roles(self._n)
@@ -71,6 +73,7 @@ class ChunkStream:
             choices=choices,
             usage=usage,
             system_fingerprint=state.fingerprint,
+            service_tier=self._service_tier,
         )
 
 
@@ -83,10 +86,10 @@ def _roles(n: int) -> list[openai.ChunkChoice]:
     ]
 
 
-def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
+def _choices(delta: chat_pb2.ChoiceDelta, *, returns_reasoning: bool) -> list[openai.ChunkChoice]:
     """Return the choices of a delta. Clients expect content and finish reason in two choices."""
     index, logprobs, token_ids = delta.index, delta.logprobs, delta.token_ids
-    deltas = _deltas(delta.delta)
+    deltas = _deltas(delta.delta, returns_reasoning=returns_reasoning)
     if not deltas and (logprobs or token_ids):
         # The text of a token is not complete yet.
         deltas = [openai.Delta(content="")]
@@ -107,12 +110,13 @@ def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
     return choices
 
 
-def _deltas(delta: chat_pb2.Delta) -> list[openai.Delta]:
+def _deltas(delta: chat_pb2.Delta, *, returns_reasoning: bool) -> list[openai.Delta]:
     """Return a delta with the text, if any, and one delta for each piece of a tool call.
 
     Clients accumulate pieces in this form.
     """
-    content, reasoning, refusal = delta.content, delta.reasoning_content, delta.refusal
+    content, refusal = delta.content, delta.refusal
+    reasoning = delta.reasoning_content if returns_reasoning else ""
     deltas = []
     if content or reasoning or refusal:
         text = openai.Delta(

@@ -1,12 +1,14 @@
 """Converts whole chat completions to OpenAI's JSON, and the parts that chunks share with them."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert.logprobs import LEAST_LOGPROB, prompt_logprobs
 from gateway_http.protocol import response as openai
+from gateway_http.protocol.request import ChatCompletionRequest
 
 _FINISH_REASONS: dict[int, openai.FinishReason] = {
     chat_pb2.FINISH_REASON_STOP: "stop",
@@ -16,18 +18,33 @@ _FINISH_REASONS: dict[int, openai.FinishReason] = {
 }
 
 
-def completion(whole: chat_pb2.ChatCompletion, model: str) -> openai.ChatCompletion:
-    """Convert a completion; `model` is the name of its model for clients."""
+def completion(
+    whole: chat_pb2.ChatCompletion, model: str, request: ChatCompletionRequest
+) -> openai.ChatCompletion:
+    """Convert a completion.
+
+    Args:
+        whole: The completion.
+        model: The name of its model for clients.
+        request: The body of its request.
+    """
+    returns_reasoning = request.returns_reasoning
     return openai.ChatCompletion(
         id=whole.id,
         created=whole.create_time.seconds,
         model=model,
-        choices=[_choice(choice) for choice in whole.choices],
+        choices=[_choice(choice, returns_reasoning=returns_reasoning) for choice in whole.choices],
         usage=usage(whole.usage),
         system_fingerprint=whole.system_fingerprint or UNSET,
         prompt_token_ids=list(whole.prompt_token_ids) or UNSET,
         prompt_logprobs=prompt_logprobs(whole.prompt_logprobs, has_first=False),
+        service_tier=service_tier(request),
     )
+
+
+def service_tier(request: ChatCompletionRequest) -> Literal["default"] | UnsetType:
+    """Return the tier of a response. Requests that name no tier get none."""
+    return UNSET if request.service_tier is None else "default"
 
 
 def usage(counted: chat_pb2.Usage) -> openai.Usage:
@@ -74,10 +91,10 @@ def logprobs(tokens: Iterable[chat_pb2.TokenLogprob]) -> openai.Logprobs | None:
     return openai.Logprobs(content) if content else None
 
 
-def _choice(choice: chat_pb2.Choice) -> openai.Choice:
+def _choice(choice: chat_pb2.Choice, *, returns_reasoning: bool) -> openai.Choice:
     return openai.Choice(
         index=choice.index,
-        message=_message(choice.message),
+        message=_message(choice.message, returns_reasoning=returns_reasoning),
         finish_reason=finish_reason(choice.finish_reason),
         logprobs=logprobs(choice.logprobs),
         stop_reason=stop_reason(choice.matched_stop),
@@ -85,7 +102,7 @@ def _choice(choice: chat_pb2.Choice) -> openai.Choice:
     )
 
 
-def _message(message: chat_pb2.ChatMessage) -> openai.Message:
+def _message(message: chat_pb2.ChatMessage, *, returns_reasoning: bool) -> openai.Message:
     text = "".join(part.text for part in message.content)
     calls = [
         openai.ToolCall(
@@ -98,6 +115,6 @@ def _message(message: chat_pb2.ChatMessage) -> openai.Message:
     return openai.Message(
         content=text or (None if calls or message.refusal else ""),
         refusal=message.refusal or None,
-        reasoning_content=message.reasoning_content or UNSET,
+        reasoning_content=(returns_reasoning and message.reasoning_content) or UNSET,
         tool_calls=calls or UNSET,
     )

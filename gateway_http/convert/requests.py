@@ -1,14 +1,18 @@
 """Converts the body of a chat completion to the proto's parameters."""
 
 from chatrpc.v1 import chat_pb2
+from gateway_http.convert.aliases import first_given
 from gateway_http.convert.json_text import json_text, raw_text
 from gateway_http.convert.messages import chat_message, content_parts
 from gateway_http.convert.sampling import (
     check_supported,
     response_format,
     sampling_params,
+    sent_names,
 )
 from gateway_http.protocol import request as openai
+from gateway_http.protocol.error import UnsupportedParameter
+from gateway_http.protocol.sampling import ReasoningEffort
 
 TOOL_MODES = {
     "none": chat_pb2.ToolChoice.MODE_NONE,
@@ -51,7 +55,7 @@ def params(request: openai.ChatCompletionRequest) -> chat_pb2.ChatCompletionPara
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
         prompt=_prompt(request),
-        reasoning_effort=EFFORTS[request.reasoning_effort],
+        reasoning_effort=EFFORTS[_effort(request)],
         return_token_ids=request.return_token_ids,
         prompt_logprobs=request.prompt_logprobs,
         priority=request.priority,
@@ -71,12 +75,32 @@ def params(request: openai.ChatCompletionRequest) -> chat_pb2.ChatCompletionPara
 
 def _prompt(request: openai.ChatCompletionRequest) -> chat_pb2.PromptOptions:
     kwargs = request.chat_template_kwargs
+    if request.enable_thinking is not None:
+        kwargs = {"enable_thinking": request.enable_thinking} | (kwargs or {})
     return chat_pb2.PromptOptions(
         chat_template_kwargs_json=None if kwargs is None else json_text(kwargs),
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
     )
+
+
+def _effort(request: openai.ChatCompletionRequest) -> ReasoningEffort | None:
+    wanted = request.reasoning or openai.Reasoning()
+    if wanted.max_tokens is not None:
+        raise UnsupportedParameter("reasoning.max_tokens", "Use 'reasoning.effort'.")
+    of_enabled: ReasoningEffort | None = "none" if wanted.enabled is False else None
+    return first_given(request.reasoning_effort, wanted.effort, of_enabled)
+
+
+def chat_names(request: openai.ChatCompletionRequest) -> dict[str, str]:
+    """Return the names under which a client sent parameters; see `sampling.sent_names`."""
+    names = sent_names(request)
+    if request.reasoning_effort is None and request.reasoning is not None:
+        names["reasoning_effort"] = "reasoning.effort"
+    if request.enable_thinking is not None and request.chat_template_kwargs is None:
+        names["chat_template_kwargs"] = "enable_thinking"
+    return names
 
 
 def _audio(wanted: openai.AudioOutput | None) -> chat_pb2.AudioOutput | None:

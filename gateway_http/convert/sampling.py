@@ -19,6 +19,13 @@ _HINTS = {
     "guided_regex": "Use 'structured_outputs'.",
     "guided_choice": "Use 'structured_outputs'.",
     "guided_grammar": "Use 'structured_outputs'.",
+    "thinking_token_budget": "Use 'reasoning_effort', or limit all tokens.",
+    "no_stop_trim": "Use 'include_stop_str_in_output'.",
+    "n_probs": "Use 'logprobs'.",
+    "typical_p": "Use 'top_p' or 'min_p'.",
+    "dynatemp_range": "Use 'temperature'.",
+    "xtc_probability": "Use 'top_p' or 'min_p'.",
+    "dry_multiplier": "Use 'frequency_penalty' or 'repetition_penalty'.",
 }
 
 # The fields with the same name in both APIs. `sampling_params` copies them, except a few that it
@@ -28,6 +35,10 @@ _COPIED = tuple(
     for field in chat_pb2.SamplingParams.DESCRIPTOR.fields
     if field.name in openai.SamplingParameters.__struct_fields__
 )
+
+
+# Other servers' names of the fields of `structured_outputs`.
+_FORMAT_NAMES = {"regex": "regex", "ebnf": "grammar", "grammar": "grammar", "json_schema": "json"}
 
 
 def check_supported(request: openai.GenerationRequest, unsupported: Iterable[str]) -> None:
@@ -63,7 +74,7 @@ def sampling_params(
         max_completion_tokens: The newer name of `max_tokens`, which takes precedence.
         unlimited: The value for an output that only the context length limits.
     """
-    limit = first_given(max_completion_tokens, request.max_tokens)
+    limit = first_given(max_completion_tokens, request.max_tokens, request.n_predict)
     fields = {name: getattr(request, name) for name in _COPIED}
     fields |= {
         "top_k": 0 if request.top_k == -1 else request.top_k,
@@ -82,19 +93,20 @@ def stop_strings(stop: str | list[str] | None) -> list[str] | None:
 
 
 def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseFormat | None:
-    """Convert `response_format` or `structured_outputs`. Return None if both are absent.
+    """Convert `response_format`, or another form of it. Return None if all are absent.
 
     Raises:
-        InvalidRequest: Both are present, or `structured_outputs` does not have exactly one field.
+        InvalidRequest: Several are present, or `structured_outputs` has not exactly one field.
     """
+    given = _given_formats(request)
+    if len(given) > 1:
+        first, second, *_ = given
+        raise InvalidRequest(f"Send '{first}' or '{second}', not both.", second, "invalid_value")
     if request.structured_outputs is not None:
-        if request.response_format is not None:
-            raise InvalidRequest(
-                "Send 'response_format' or 'structured_outputs', not both.",
-                "structured_outputs",
-                "invalid_value",
-            )
         return _structured(request.structured_outputs)
+    if given and given[0] in _FORMAT_NAMES:
+        alias = _FORMAT_NAMES[given[0]]
+        return _structured(openai.StructuredOutputs(**{alias: getattr(request, given[0])}))
     match request.response_format:
         case None:
             return None
@@ -104,6 +116,17 @@ def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseForma
             return chat_pb2.ResponseFormat(json_object=chat_pb2.JsonObjectFormat())
         case openai.JsonSchemaFormat(json_schema=wanted):
             return json_schema_format(wanted)
+
+
+def _given_formats(request: openai.GenerationRequest) -> list[str]:
+    """Return the names of the fields of a request that give a response format."""
+    forms = [
+        name
+        for name in ("response_format", "structured_outputs")
+        if getattr(request, name) is not None
+    ]
+    forms += [name for name in ("regex", "ebnf", "grammar") if getattr(request, name)]
+    return forms + ["json_schema"] * (raw_text(request.json_schema) not in ("", '""'))
 
 
 def json_schema_format(
@@ -154,12 +177,20 @@ def sent_names(request: openai.GenerationRequest) -> dict[str, str]:
     `max_tokens`. See `gateway_http.protocol.params.param_of`.
     """
     names = {}
-    if request.max_tokens is not None and getattr(request, "max_completion_tokens", None) is None:
-        names["max_completion_tokens"] = "max_tokens"
+    if getattr(request, "max_completion_tokens", None) is None:
+        if request.max_tokens is not None:
+            names["max_completion_tokens"] = "max_tokens"
+        elif request.n_predict is not None:
+            names["max_completion_tokens"] = "n_predict"
     if request.repetition_penalty is None and request.repeat_penalty is not None:
         names["repetition_penalty"] = "repeat_penalty"
     if request.structured_outputs is not None:
         names["response_format.json_schema.schema"] = "structured_outputs.json"
         names["response_format.json_schema"] = "structured_outputs.json"
         names["response_format"] = "structured_outputs"
+    for name in _given_formats(request):
+        if name in _FORMAT_NAMES:
+            names["response_format.json_schema.schema"] = name
+            names[f"structured_outputs.{_FORMAT_NAMES[name]}"] = name
+            names["response_format"] = name
     return names

@@ -7,26 +7,16 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from gateway_http.protocol.field_notes import Rejected, http_only, note, proto_field
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.response import FinishReason, PromptLogprobs, Usage
-from gateway_http.protocol.sampling import GenerationRequest, own_fields
+from gateway_http.protocol.sampling import ForeignParameters, own_fields
 
 # All elements have one of the three types. The type cannot express that.
 Prompts = Annotated[list[str | UInt32 | list[UInt32]], Meta(min_length=1)]
 
 
-class UnsupportedParameters(GenerationRequest, kw_only=True):
-    """Parameters of OpenAI or of other servers that are rejected unless they are null."""
+class UnsupportedParameters(ForeignParameters, kw_only=True):
+    """Parameters of other servers that are rejected unless they are null."""
 
     prompt_embeds: Rejected = None
-    use_beam_search: Rejected = None
-    length_penalty: Rejected = None
-    spaces_between_special_tokens: Rejected = None
-    guided_json: Rejected = None
-    guided_regex: Rejected = None
-    guided_choice: Rejected = None
-    guided_grammar: Rejected = None
-    logprob_token_ids: Rejected = None
-    return_tokens_as_token_ids: Rejected = None
-    vllm_xargs: Rejected = None
 
 
 UNSUPPORTED = own_fields(UnsupportedParameters)

@@ -14,7 +14,7 @@ from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.raw_json import RawObject
 from gateway_http.protocol.sampling import (
     ChatTemplateKwargs,
-    GenerationRequest,
+    ForeignParameters,
     OutputLimit,
     ReasoningEffort,
     own_fields,
@@ -138,9 +138,14 @@ class Message(Struct, forbid_unknown_fields=True, kw_only=True):
     annotations: Accepted = None
     audio: Annotated[Any, http_only("Rejected unless it is null.")] = None
     function_call: Annotated[Any, http_only("Rejected unless it is null.")] = None
-    # Clients add them to messages that they keep. `parsed` is from OpenAI's SDK.
+    # Clients add them to messages that they keep. `parsed` is from OpenAI's SDK, and the last ones
+    # from OpenRouter, Google's servers and LiteLLM.
     id: Accepted = None
     parsed: Accepted = None
+    reasoning_details: Accepted = None
+    extra_content: Accepted = None
+    thinking_blocks: Accepted = None
+    provider_specific_fields: Accepted = None
     cache_control: Accepted = None
 
 
@@ -213,7 +218,23 @@ class Prediction(Struct, forbid_unknown_fields=True):
     content: Annotated[str | list[ContentPart], note("A string is one part of text.")]
 
 
-class UnsupportedParameters(GenerationRequest, kw_only=True):
+class Reasoning(Struct, forbid_unknown_fields=True):
+    """The reasoning wanted, in the form of routers such as OpenRouter."""
+
+    effort: Annotated[
+        ReasoningEffort | None, proto_field("ChatCompletionParams.reasoning_effort")
+    ] = None
+    enabled: Annotated[
+        bool | None, http_only("False is the same as the effort `none`. True has no effect.")
+    ] = None
+    exclude: Annotated[
+        bool | None, http_only("If true, the reasoning is not returned, as `include_reasoning`.")
+    ] = None
+    max_tokens: Rejected = None
+    summary: Accepted = None
+
+
+class UnsupportedParameters(ForeignParameters, kw_only=True):
     """Parameters of OpenAI or of other servers that are rejected unless they are null."""
 
     web_search_options: Rejected = None
@@ -223,21 +244,13 @@ class UnsupportedParameters(GenerationRequest, kw_only=True):
     chat_template: Rejected = None
     documents: Rejected = None
     add_special_tokens: Rejected = None
-    spaces_between_special_tokens: Rejected = None
-    guided_json: Rejected = None
-    guided_regex: Rejected = None
-    guided_choice: Rejected = None
-    guided_grammar: Rejected = None
     echo: Rejected = None
-    logprob_token_ids: Rejected = None
-    return_tokens_as_token_ids: Rejected = None
     session_id: Rejected = None
     stream_interval: Rejected = None
     thinking_token_budget: Rejected = None
-    include_reasoning: Rejected = None
     repetition_detection: Rejected = None
-    vllm_xargs: Rejected = None
-    use_beam_search: Rejected = None
+    media_io_kwargs: Rejected = None
+    mm_processor_kwargs: Rejected = None
 
 
 UNSUPPORTED = own_fields(UnsupportedParameters)
@@ -258,6 +271,16 @@ class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, k
     logprobs: bool | None = None
     top_logprobs: UInt32 | None = None
     reasoning_effort: ReasoningEffort | None = None
+    reasoning: Annotated[
+        Reasoning | None, http_only("The effort, and whether the reasoning is returned.")
+    ] = None
+    include_reasoning: Annotated[
+        bool | None,
+        http_only(
+            "If false, the reasoning is not returned. It is generated and counted all the same. "
+            "Absent: true."
+        ),
+    ] = None
     verbosity: Literal["low", "medium", "high"] | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     audio: AudioOutput | None = None
@@ -265,6 +288,14 @@ class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, k
 
     # Options for making a prompt from the conversation.
     chat_template_kwargs: ChatTemplateKwargs = None
+    enable_thinking: Annotated[
+        bool | None,
+        proto_field(
+            "PromptOptions.chat_template_kwargs_json",
+            description="The variable `enable_thinking` of the model's chat template, unless "
+            "`chat_template_kwargs` has it.",
+        ),
+    ] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
@@ -276,6 +307,12 @@ class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, k
     service_tier: str | None = None
     prompt_cache_options: Accepted = None
     prompt_cache_retention: Accepted = None
+
+    @property
+    def returns_reasoning(self) -> bool:
+        """False if the reasoning is left out of the response."""
+        is_excluded = self.reasoning is not None and self.reasoning.exclude
+        return self.include_reasoning is not False and not is_excluded
 
     def drop_input(self) -> None:
         super().drop_input()

@@ -129,6 +129,9 @@ class ChatCompletion(Struct, kw_only=True):
     choices: list[Choice]
     usage: Usage
     system_fingerprint: str | UnsetType = UNSET
+    service_tier: Annotated[
+        Literal["default"] | UnsetType, http_only("Only if the request has a `service_tier`.")
+    ] = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
@@ -171,6 +174,9 @@ class ChatCompletionChunk(Struct, kw_only=True):
         note("With `include_usage` null before the last event, otherwise absent."),
     ] = UNSET
     system_fingerprint: str | UnsetType = UNSET
+    service_tier: Annotated[
+        Literal["default"] | UnsetType, http_only("Only if the request has a `service_tier`.")
+    ] = UNSET
     prompt_token_ids: Annotated[list[int] | UnsetType, note("Only in the first event.")] = UNSET
     prompt_logprobs: Annotated[PromptLogprobs | UnsetType, note("Only in the first event.")] = UNSET
 

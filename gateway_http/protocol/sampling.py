@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Raw, Struct, field
 
 from chatrpc.v1.limits import LIMITS, REQUEST_ID_PATTERN
-from gateway_http.protocol.field_notes import http_only, note, proto_field
+from gateway_http.protocol.field_notes import Accepted, Rejected, http_only, note, proto_field
 from gateway_http.protocol.numbers import Float32, Int32, Int64, UInt32
 from gateway_http.protocol.raw_json import RawObject, RawObjectOrText
 
@@ -47,6 +47,13 @@ class SamplingParameters(Struct, kw_only=True):
             "SamplingParams.max_completion_tokens",
             note="The older name of `max_completion_tokens`. -1 is all that the context leaves. In "
             "a text completion absent is 16, and 0 with `echo` scores only the prompt.",
+        ),
+    ] = None
+    n_predict: Annotated[
+        OutputLimit | None,
+        proto_field(
+            "SamplingParams.max_completion_tokens",
+            note="llama.cpp's name of `max_completion_tokens`. -1 is all that the context leaves.",
         ),
     ] = None
     min_tokens: UInt32 | None = None
@@ -137,6 +144,23 @@ class GenerationRequest(SamplingParameters, kw_only=True):
             note="vLLM's form of `response_format`; only one of the two may be set.",
         ),
     ] = None
+    # Other servers' names of the formats in `structured_outputs`. An empty string is null.
+    regex: Annotated[
+        str | None, proto_field("ResponseFormat.regex", note="SGLang's name of the format.")
+    ] = None
+    ebnf: Annotated[
+        str | None, proto_field("ResponseFormat.grammar", note="SGLang's name of the format.")
+    ] = None
+    grammar: Annotated[
+        str | None, proto_field("ResponseFormat.grammar", note="llama.cpp's name of the format.")
+    ] = None
+    json_schema: Annotated[
+        RawObjectOrText,
+        proto_field(
+            "JsonSchemaFormat.schema_json",
+            description="A JSON Schema, also as text. SGLang's and llama.cpp's name of the format.",
+        ),
+    ] = field(default_factory=Raw)
     prompt_logprobs: UInt32 | None = None
     return_token_ids: bool | None = None
     truncate_prompt_tokens: UInt32 | None = None
@@ -148,6 +172,7 @@ class GenerationRequest(SamplingParameters, kw_only=True):
         http_only("The id of the request, if the header X-Request-Id is absent."),
     ] = None
     user: str | None = None
+    cache_prompt: Accepted = None  # llama.cpp's; equal beginnings of prompts are always cached
 
     def drop_input(self) -> None:
         """Free the model's input after it has been converted. No response depends on it.
@@ -155,6 +180,41 @@ class GenerationRequest(SamplingParameters, kw_only=True):
         The input is most of a large request, and the request lives as long as its response.
         """
         self.response_format = self.structured_outputs = None
+        self.regex = self.ebnf = self.grammar = None
+        self.json_schema = Raw()
+
+
+class ForeignParameters(GenerationRequest, kw_only=True):
+    """Parameters of vLLM, SGLang and llama.cpp that are rejected unless they are null."""
+
+    use_beam_search: Rejected = None
+    length_penalty: Rejected = None
+    spaces_between_special_tokens: Rejected = None
+    guided_json: Rejected = None
+    guided_regex: Rejected = None
+    guided_choice: Rejected = None
+    guided_grammar: Rejected = None
+    logprob_token_ids: Rejected = None
+    return_tokens_as_token_ids: Rejected = None
+    vllm_xargs: Rejected = None
+    truncation_side: Rejected = None
+    watermarking: Rejected = None
+    kv_transfer_params: Rejected = None
+    lora_path: Rejected = None
+    no_stop_trim: Rejected = None
+    stop_regex: Rejected = None
+    custom_logit_processor: Rejected = None
+    return_hidden_states: Rejected = None
+    mirostat: Rejected = None
+    typical_p: Rejected = None
+    dynatemp_range: Rejected = None
+    dry_multiplier: Rejected = None
+    xtc_probability: Rejected = None
+    n_probs: Rejected = None
+    n_keep: Rejected = None
+    id_slot: Rejected = None
+    samplers: Rejected = None
+    timings_per_token: Rejected = None
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

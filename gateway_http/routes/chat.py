@@ -3,7 +3,6 @@
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import chat_completions, requests
 from gateway_http.convert.chat_chunks import ChunkStream
-from gateway_http.convert.sampling import sent_names
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.response import ChatCompletion
@@ -12,9 +11,9 @@ from gateway_http.upstream import rpcs
 
 
 def _completion(
-    whole: chat_pb2.ChatCompletion, model: str, _: ChatCompletionRequest
+    whole: chat_pb2.ChatCompletion, model: str, request: ChatCompletionRequest
 ) -> ChatCompletion:
-    return chat_completions.completion(whole, model)
+    return chat_completions.completion(whole, model, request)
 
 
 CHAT: Operation[
@@ -25,7 +24,7 @@ CHAT: Operation[
 ] = Operation(
     decode=decoder(ChatCompletionRequest),
     params=requests.params,
-    names=sent_names,
+    names=requests.chat_names,
     create=rpcs.CREATE_CHAT_COMPLETION,
     stream=rpcs.STREAM_CHAT_COMPLETION,
     completion=_completion,

@@ -15,6 +15,7 @@ SAMPLING: dict[str, Any] = {
     "repetition_penalty": 1.5,
     "repeat_penalty": 1.5,
     "max_tokens": 5,
+    "n_predict": 5,
     "min_tokens": 1,
     "seed": 5,
     "n": 2,

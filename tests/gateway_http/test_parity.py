@@ -97,6 +97,7 @@ PARTS_OF_OTHERS = {
     "Block",
     "Prompt",
     "AnyToolChoice",
+    "ForeignParameters",
     "UnsupportedParameters",
     "PoolingRequest",
     "UnsupportedEmbeddingParameters",
@@ -180,6 +181,12 @@ FORMS = (
     {"structured_outputs": {"choice": ["a"]}},
     {"structured_outputs": {"grammar": "a"}},
     {"structured_outputs": {"json_object": True}},
+    {"regex": "a"},
+    {"ebnf": "a"},
+    {"grammar": "a"},
+    {"json_schema": {"a": 1}},
+    {"enable_thinking": False},
+    {"reasoning": {"effort": "low"}},
 )
 ALLOWED = {
     "tool_choice": {

@@ -155,3 +155,16 @@ def test_logprobs_of_held_back_text_have_an_empty_text() -> None:
 def test_reasoning_is_apart_from_content() -> None:
     choice = choices(run(plain(), delta(reasoning_content="Hm.")))[1]
     assert choice["delta"] == {"reasoning_content": "Hm."}
+
+
+def test_excluded_reasoning_is_not_sent() -> None:
+    request = ChatCompletionRequest(
+        model="m", messages=[], include_reasoning=False, service_tier="auto"
+    )
+    chunks = run(
+        ChunkStream(request), delta(reasoning_content="r"), delta(content="x"), delta(finish=True)
+    )
+    deltas = [choice["delta"] for choice in choices(chunks)]
+    assert [each.get("content") for each in deltas] == ["", "x", None]
+    assert not any("reasoning_content" in each for each in deltas)
+    assert {chunk["service_tier"] for chunk in chunks} == {"default"}

@@ -3,17 +3,21 @@
 from typing import Any
 
 import msgspec
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import chat_completions
+from gateway_http.protocol.request import ChatCompletionRequest, Reasoning
+
+REQUEST = ChatCompletionRequest(model="m", messages=[])
 
 
 def as_json(struct: msgspec.Struct) -> Any:
     return msgspec.json.decode(msgspec.json.encode(struct))
 
 
-def completion(**choice: Any) -> Any:
+def completion(request: ChatCompletionRequest = REQUEST, **choice: Any) -> Any:
     answer = chat_pb2.ChatCompletion(
         id="chatcmpl-1",
         create_time=Timestamp(seconds=5),
@@ -23,7 +27,7 @@ def completion(**choice: Any) -> Any:
         ],
         usage=chat_pb2.Usage(prompt_tokens=3, completion_tokens=4, cached_prompt_tokens=2),
     )
-    return as_json(chat_completions.completion(answer, "m"))
+    return as_json(chat_completions.completion(answer, "m", request))
 
 
 def message_of(text: str) -> chat_pb2.ChatMessage:
@@ -106,3 +110,19 @@ def test_infinite_logprob_is_still_json() -> None:
     token = chat_pb2.TokenLogprob(token="a", token_bytes=b"a", logprob=float("-inf"))
     choice = completion(message=message_of("x"), logprobs=[token])["choices"][0]
     assert choice["logprobs"]["content"][0]["logprob"] == -9999.0
+
+
+@pytest.mark.parametrize(
+    "fields", [{"include_reasoning": False}, {"reasoning": Reasoning(exclude=True)}]
+)
+def test_excluded_reasoning_is_not_returned(fields: dict[str, Any]) -> None:
+    request = ChatCompletionRequest(model="m", messages=[], **fields)
+    message = chat_pb2.ChatMessage(reasoning_content="r", content=[chat_pb2.ContentPart(text="x")])
+    assert "reasoning_content" in completion(message=message)["choices"][0]["message"]
+    assert "reasoning_content" not in completion(request, message=message)["choices"][0]["message"]
+
+
+def test_service_tier_is_returned_if_the_request_names_one() -> None:
+    request = ChatCompletionRequest(model="m", messages=[], service_tier="auto")
+    assert completion(request, message=message_of("x"))["service_tier"] == "default"
+    assert "service_tier" not in completion(message=message_of("x"))

@@ -10,6 +10,7 @@ from chatrpc.v1 import chat_pb2
 from gateway_http.convert import requests
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import InvalidRequest
+from gateway_http.protocol.params import param_of
 from gateway_http.protocol.request import UNSUPPORTED, ChatCompletionRequest
 from tests.gateway_http.sample_bodies import SAMPLING
 
@@ -52,6 +53,8 @@ def test_smallest_request_sets_nothing_else() -> None:
         ({"repeat_penalty": 1.5}, {"sampling": {"repetitionPenalty": 1.5}}),
         ({"max_tokens": -1}, {}),
         ({"max_completion_tokens": -1, "max_tokens": 5}, {}),
+        ({"n_predict": 5, "cache_prompt": True}, {"sampling": {"maxCompletionTokens": 5}}),
+        ({"n_predict": -1}, {}),
         ({"stop": ""}, {}),
         ({"stop": [""]}, {"sampling": {"stop": [""]}}),
         ({"max_tokens": 5}, {"sampling": {"maxCompletionTokens": 5}}),
@@ -113,8 +116,24 @@ def test_smallest_request_sets_nothing_else() -> None:
         ),
         ({"structured_outputs": {"grammar": "x"}}, {"responseFormat": {"grammar": "x"}}),
         ({"structured_outputs": {"json_object": True}}, {"responseFormat": {"jsonObject": {}}}),
+        ({"regex": "a+", "grammar": "", "json_schema": None}, {"responseFormat": {"regex": "a+"}}),
+        ({"ebnf": "x"}, {"responseFormat": {"grammar": "x"}}),
+        ({"grammar": "x"}, {"responseFormat": {"grammar": "x"}}),
+        (
+            {"json_schema": {"a": 1}},
+            {"responseFormat": {"jsonSchema": {"schemaJson": '{"a": 1}'}}},
+        ),
+        (
+            {"json_schema": '{"a": 1}'},
+            {"responseFormat": {"jsonSchema": {"schemaJson": '{"a": 1}'}}},
+        ),
+        ({"json_schema": ""}, {}),
         ({"logprobs": False, "top_logprobs": 0}, {"logprobs": False, "topLogprobs": 0}),
         ({"reasoning_effort": "none"}, {"reasoningEffort": "REASONING_EFFORT_NONE"}),
+        ({"reasoning": {"effort": "low"}}, {"reasoningEffort": "REASONING_EFFORT_LOW"}),
+        ({"reasoning": {"enabled": False}}, {"reasoningEffort": "REASONING_EFFORT_NONE"}),
+        ({"reasoning": {"enabled": True, "exclude": True, "summary": "auto"}}, {}),
+        ({"include_reasoning": False}, {}),
         ({"verbosity": "low"}, {"verbosity": "VERBOSITY_LOW"}),
         ({"modalities": ["text", "audio"]}, {"modalities": ["MODALITY_TEXT", "MODALITY_AUDIO"]}),
         (
@@ -128,6 +147,14 @@ def test_smallest_request_sets_nothing_else() -> None:
         (
             {"chat_template_kwargs": {"enable_thinking": False}},
             {"prompt": {"chatTemplateKwargsJson": '{"enable_thinking":false}'}},
+        ),
+        (
+            {"enable_thinking": False},
+            {"prompt": {"chatTemplateKwargsJson": '{"enable_thinking":false}'}},
+        ),
+        (
+            {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": True}},
+            {"prompt": {"chatTemplateKwargsJson": '{"enable_thinking":true}'}},
         ),
         ({"continue_final_message": True}, {"prompt": {"continueFinalMessage": True}}),
         ({"priority": -1, "cache_salt": "s"}, {"priority": -1, "cacheSalt": "s"}),
@@ -169,3 +196,42 @@ def test_structured_outputs_has_one_field(given: dict[str, str]) -> None:
 def test_response_format_with_structured_outputs_is_rejected() -> None:
     both = {"response_format": {"type": "text"}, "structured_outputs": {"regex": "a"}}
     assert rejection(**both).body.error.param == "structured_outputs"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "text"}, "regex": "a"},
+        {"structured_outputs": {"regex": "a"}, "regex": "a"},
+        {"grammar": "a", "regex": "a"},
+        {"ebnf": "a", "json_schema": {}},
+    ],
+)
+def test_two_names_of_the_format_are_rejected(fields: dict[str, Any]) -> None:
+    error = rejection(**fields).body.error
+    assert error.param in fields
+    assert all(f"'{name}'" in error.message for name in fields)
+
+
+def test_reasoning_budget_is_rejected_by_its_path() -> None:
+    assert rejection(reasoning={"max_tokens": 5}).body.error.param == "reasoning.max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "sent_name"),
+    [
+        ({"n_predict": 5}, "sampling.max_completion_tokens", "n_predict"),
+        ({"regex": "a"}, "response_format.regex", "regex"),
+        ({"ebnf": "a"}, "response_format.grammar", "ebnf"),
+        ({"grammar": "a"}, "response_format.grammar", "grammar"),
+        ({"json_schema": {}}, "response_format.json_schema.schema_json.a", "json_schema.a"),
+        ({"reasoning": {"effort": "low"}}, "reasoning_effort", "reasoning.effort"),
+        ({"enable_thinking": True}, "prompt.chat_template_kwargs_json", "enable_thinking"),
+    ],
+)
+def test_error_names_the_parameter_that_was_sent(
+    fields: dict[str, Any], field: str, sent_name: str
+) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]} | fields
+    names = requests.chat_names(decode(json.dumps(body).encode()))
+    assert param_of(field, names) == sent_name
