@@ -47,8 +47,8 @@ def store_of(request: Request) -> ResponseStore | None:
 def owner_of(request: Request) -> str:
     """Return the owner of the responses that a request stores and finds.
 
-    If only the services have keys, the gateway does not know whether the client's key is valid. But
-    nobody else has stored responses under its digest.
+    If only the services have keys, the gateway cannot check the client's key. Its digest is then
+    the owner, so that other keys find nothing.
     """
     name = caller_of(request).name
     secret = None if name else sent_secret(request.headers.items())
