@@ -8,11 +8,11 @@ from chatrpc_process.errors import ConfigError
 from chatrpc_process.tls import Validity
 from gateway_http.config import Settings
 from gateway_http.upstream.connection import read_tls, tls_validities
-from gateway_http.upstream.registry import load_registry
+from gateway_http.upstream.registry import hosted_models, load_registry
 
 
 def check(settings: Settings) -> Findings:
-    """Check every file that the settings name, and every file that the registry names."""
+    """Check every file that the settings and the registry name, and the names of hosted models."""
     findings = check_listener(settings)
     secret, registry, ca = (
         settings.upstream_api_key_file,
@@ -23,6 +23,7 @@ def check(settings: Settings) -> Findings:
         findings.attempt(lambda: load_secret(secret))
     if registry is not None:
         findings.attempt(lambda: _check_dates(load_registry(registry).validities))
+    findings.attempt(lambda: hosted_models(settings.models))
     if ca is not None:
         certificate, key = settings.upstream_certificate, settings.upstream_key
         findings.attempt(lambda: read_tls(ca, certificate, key))

@@ -8,6 +8,7 @@ from gateway_http.http.api_style import ANTHROPIC, RESPONSES
 from gateway_http.http.endpoint import Endpoint, Handler
 from gateway_http.protocol import (
     anthropic,
+    classification,
     completion,
     decisions,
     embeddings,
@@ -27,6 +28,7 @@ from gateway_http.routes import (
     models,
     probes,
 )
+from gateway_http.routes import classification as classification_routes
 from gateway_http.routes import decisions as decision_routes
 from gateway_http.routes import embeddings as embedding_routes
 from gateway_http.routes import responses as response_routes
@@ -146,6 +148,42 @@ ENDPOINTS = (
         handler=embedding_routes.create_embeddings,
         response=embeddings.Embeddings,
         body=embeddings.EmbeddingsRequest,
+        errors=_BODY,
+    ),
+    *(
+        Endpoint(
+            name=name,
+            method="POST",
+            path=path,
+            summary="Rank documents for a query.",
+            tag="Generate",
+            handler=classification_routes.rerank,
+            response=classification.Reranking,
+            body=classification.RerankRequest,
+            errors=_BODY,
+        )
+        for name, path in (("rerank", "/rerank"), ("rerank_v2", "/v2/rerank"))
+    ),
+    Endpoint(
+        name="score",
+        method="POST",
+        path="/score",
+        summary="Score pairs of texts.",
+        tag="Generate",
+        handler=classification_routes.score,
+        response=classification.Scores,
+        body=classification.ScoreRequest,
+        errors=_BODY,
+    ),
+    Endpoint(
+        name="classify",
+        method="POST",
+        path="/classify",
+        summary="Classify texts or token ids.",
+        tag="Generate",
+        handler=classification_routes.classify,
+        response=classification.Classifications,
+        body=classification.ClassifyRequest,
         errors=_BODY,
     ),
     Endpoint(

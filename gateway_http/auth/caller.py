@@ -107,12 +107,15 @@ class Caller:
                 yield charge
 
     @contextmanager
-    def computation(self, num_bytes: int, field: str) -> "Iterator[TokenCharge]":
+    def computation(
+        self, num_bytes: int, field: str, names: Mapping[str, str]
+    ) -> "Iterator[TokenCharge]":
         """Count a request that generates nothing against the caller's limits while in the context.
 
         Args:
             num_bytes: The size of all that the model computes.
-            field: The parameter that has most of it.
+            field: The field of the RPC's request that has most of it.
+            names: The client's names of parameters; see `param_of`.
 
         Raises:
             ApiError: A limit is reached, or the request by itself exceeds it.
@@ -121,7 +124,7 @@ class Caller:
             yield TokenCharge()
             return
         cost = cost_of_input(num_bytes, field)
-        with self._admitted(self._key, cost, {}) as reservation:
+        with self._admitted(self._key, cost, names) as reservation:
             charge = TokenCharge(reservation, cost)
             with charge.charging():
                 yield charge

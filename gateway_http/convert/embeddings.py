@@ -4,9 +4,10 @@ import base64
 import struct
 
 from chatrpc.v1 import completion_pb2, embedding_service_pb2
+from gateway_http.convert.aliases import first_given
 from gateway_http.convert.inputs import is_single, texts_or_token_ids
+from gateway_http.convert.pooling import check_supported, truncation
 from gateway_http.protocol import embeddings as openai
-from gateway_http.protocol.error import UnsupportedParameter
 
 
 def embeddings_request(
@@ -17,9 +18,7 @@ def embeddings_request(
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
     """
-    for name in openai.UNSUPPORTED:
-        if getattr(request, name) is not None:
-            raise UnsupportedParameter(name)
+    check_supported(request, openai.UNSUPPORTED)
     texts, token_ids = texts_or_token_ids(request.input, "input")
     return embedding_service_pb2.CreateEmbeddingsRequest(
         text_inputs=embedding_service_pb2.TextInputs(texts=texts) if texts else None,
@@ -30,6 +29,11 @@ def embeddings_request(
         ),
         dimensions=request.dimensions,
         user=request.user,
+        prompt_name=first_given(request.prompt_name, request.input_type),
+        truncation=truncation(request),
+        normalize=request.normalize,
+        add_special_tokens=request.add_special_tokens,
+        priority=request.priority,
     )
 
 
@@ -38,7 +42,10 @@ def sent_names(request: openai.EmbeddingsRequest) -> dict[str, str]:
 
     A single input is named `input`, without an index.
     """
-    return {"input[0]": "input"} if is_single(request.input) else {}
+    names = {"input[0]": "input"} if is_single(request.input) else {}
+    if request.prompt_name is None:
+        names["prompt_name"] = "input_type"
+    return names
 
 
 def embeddings_response(

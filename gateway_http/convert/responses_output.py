@@ -240,27 +240,28 @@ def _new_response(
         output=[],
         instructions=request.instructions,
         max_output_tokens=request.max_output_tokens,
+        frequency_penalty=request.frequency_penalty or 0,
         metadata=request.metadata or {},
         parallel_tool_calls=request.parallel_tool_calls is not False,
+        presence_penalty=request.presence_penalty or 0,
         previous_response_id=request.previous_response_id,
         prompt_cache_key=request.prompt_cache_key,
         reasoning=request.reasoning or ReasoningOptions(),
         safety_identifier=request.safety_identifier,
         store=False,
-        temperature=request.temperature,
+        temperature=1 if request.temperature is None else request.temperature,
         text=_text_options(request.text),
         tool_choice=request.tool_choice or "auto",
         tools=[_tool(tool) for tool in request.tools or ()],
         top_logprobs=request.top_logprobs or 0,
-        top_p=request.top_p,
+        top_p=1 if request.top_p is None else request.top_p,
         user=request.user,
     )
 
 
 def _text_options(text: TextOptions | None) -> TextOptions:
-    if text is None:
-        return TextOptions(TextFormat())
-    return msgspec.structs.replace(text, format=text.format or TextFormat())
+    given = text or TextOptions()
+    return TextOptions(given.format or TextFormat(), given.verbosity or "medium")
 
 
 def _tool(tool: ResponseTool) -> ResponseTool:

@@ -10,6 +10,7 @@ import msgspec
 from chatrpc.v1.limits import LIMITS, REQUEST_ID_PATTERN, Limits
 from gateway_http.http.endpoint import Endpoint
 from gateway_http.openapi.fields import fields_of, structs_within
+from gateway_http.protocol.classification import ClassifyRequest
 from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.elements import MAX_ELEMENTS
 from gateway_http.protocol.embeddings import EmbeddingsRequest
@@ -101,6 +102,7 @@ _REQUEST_ID: _Schema = {
 _PRECISE_SCHEMAS: dict[tuple[type[msgspec.Struct], str], _Schema] = {
     (CompletionRequest, "prompt"): _texts_or_token_ids(LIMITS["CompletionParams.prompts"]),
     (EmbeddingsRequest, "input"): _texts_or_token_ids(LIMITS["TextInputs.texts"]),
+    (ClassifyRequest, "input"): _texts_or_token_ids(LIMITS["TextInputs.texts"]),
     (ChatCompletionRequest, "request_id"): _REQUEST_ID,
     (CompletionRequest, "request_id"): _REQUEST_ID,
 }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_type_hints
 from msgspec import Meta, Struct, inspect
 
 from chatrpc.v1.comments import COMMENTS
-from gateway_http.protocol import completion, request, response, sampling, tokens
+from gateway_http.protocol import completion, embeddings, request, response, sampling, tokens
 
 # The messages in which the fields of a struct are looked up. A struct that is not listed has the
 # message of its own name.
@@ -44,6 +44,7 @@ _MESSAGES: Mapping[type[Struct], tuple[str, ...]] = {
     response.TopLogprob: ("TokenLogprob",),
     response.PromptLogprob: ("TokenLogprob", "PromptToken"),
     response.CompletionTokensDetails: ("Usage",),
+    embeddings.EmbeddingsRequest: ("CreateEmbeddingsRequest",),
     tokens.TokenizeRequest: ("TokenizeRequest", "PromptOptions"),
 }
 

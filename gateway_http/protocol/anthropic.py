@@ -388,6 +388,10 @@ class ThinkingBlock(Struct, tag_field="type", tag="thinking"):
     ]
 
 
+class DirectCaller(Struct, tag_field="type", tag="direct"):
+    """The model itself."""
+
+
 class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
     """A tool call."""
 
@@ -401,6 +405,7 @@ class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
             "`INVALID_JSON`, and its value their text.",
         ),
     ]
+    caller: Annotated[DirectCaller, http_only("A constant.")] = field(default_factory=DirectCaller)
 
 
 ContentBlock = TextBlock | ThinkingBlock | ToolUseBlock
@@ -422,11 +427,15 @@ class MessageUsage(Struct, kw_only=True):
         ),
     ]
     cache_read_input_tokens: Annotated[int, proto_field("Usage.cached_prompt_tokens")]
+    cache_creation: Annotated[None, http_only("Always null.")] = None
     cache_creation_input_tokens: Annotated[
         int, http_only("Always 0: every prompt is cached without a charge.")
     ] = 0
     output_tokens: Annotated[int, proto_field("Usage.completion_tokens")]
     output_tokens_details: Annotated[OutputTokensDetails, http_only("A part of the output.")]
+    inference_geo: Annotated[None, http_only("Always null.")] = None
+    server_tool_use: Annotated[None, http_only("Always null.")] = None
+    service_tier: Annotated[Literal["standard"], http_only("A constant.")] = "standard"
 
 
 class AssistantMessage(Struct, kw_only=True):
@@ -442,6 +451,8 @@ class AssistantMessage(Struct, kw_only=True):
         proto_field("Choice.finish_reason", note="Null in a stream's first event."),
     ]
     stop_sequence: Annotated[str | None, proto_field("MatchedStop.text")] = None
+    stop_details: Annotated[None, http_only("Always null.")] = None
+    container: Annotated[None, http_only("Always null.")] = None
     usage: Annotated[MessageUsage, proto_field("ChatCompletion.usage")]
 
 

@@ -6,31 +6,30 @@ from msgspec import Meta, Struct
 
 from gateway_http.protocol.field_notes import Rejected, http_only, proto_field
 from gateway_http.protocol.numbers import UInt32
+from gateway_http.protocol.pooling import PoolingRequest
 
 # All elements have one of the three types. The type cannot express that.
 Inputs = Annotated[list[str | UInt32 | list[UInt32]], Meta(min_length=1)]
 
 
-class UnsupportedEmbeddingParameters(Struct, kw_only=True):
+class UnsupportedEmbeddingParameters(PoolingRequest, kw_only=True):
     """Parameters of other servers that are rejected unless they are null."""
 
     # vLLM's.
     messages: Rejected = None
     chat_template: Rejected = None
-    add_special_tokens: Rejected = None
-    truncate_prompt_tokens: Rejected = None
-    normalize: Rejected = None
     embed_dtype: Rejected = None
     endianness: Rejected = None
-    priority: Rejected = None
     # NIM's.
-    input_type: Rejected = None
     embedding_type: Rejected = None
     modality: Rejected = None
-    truncate: Rejected = None
 
 
-UNSUPPORTED = UnsupportedEmbeddingParameters.__struct_fields__
+UNSUPPORTED = tuple(
+    name
+    for name in UnsupportedEmbeddingParameters.__struct_fields__
+    if name not in PoolingRequest.__struct_fields__
+)
 
 
 class EmbeddingsRequest(UnsupportedEmbeddingParameters, forbid_unknown_fields=True, kw_only=True):
@@ -56,7 +55,15 @@ class EmbeddingsRequest(UnsupportedEmbeddingParameters, forbid_unknown_fields=Tr
         ),
     ] = None
     dimensions: Annotated[UInt32 | None, proto_field("CreateEmbeddingsRequest.dimensions")] = None
-    user: Annotated[str | None, proto_field("CreateEmbeddingsRequest.user")] = None
+    add_special_tokens: Annotated[
+        bool | None, proto_field("CreateEmbeddingsRequest.add_special_tokens")
+    ] = None
+    normalize: Annotated[bool | None, proto_field("CreateEmbeddingsRequest.normalize")] = None
+    prompt_name: Annotated[str | None, proto_field("CreateEmbeddingsRequest.prompt_name")] = None
+    input_type: Annotated[
+        str | None,
+        proto_field("CreateEmbeddingsRequest.prompt_name", note="NIM's name of `prompt_name`."),
+    ] = None
 
 
 class Embedding(Struct, kw_only=True):

@@ -47,6 +47,12 @@ PARAMS: Mapping[str, str] = {
     "token_inputs.token_ids": "input",
     "token_inputs.token_ids[]": "input[]",
     "token_inputs.token_ids[].ids": "input[]",
+    # Embeddings and classifications.
+    "truncation": "truncate_prompt_tokens",
+    "truncation.max_tokens": "truncate_prompt_tokens",
+    "truncation.side": "truncation_side",
+    "activation": "use_activation",
+    "max_tokens_per_document": "max_tokens_per_doc",
     # Decisions.
     "questions[].kind": "questions[].type",
     "questions[].predicate": "questions[]",

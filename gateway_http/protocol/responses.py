@@ -149,6 +149,11 @@ class ResponseUsage(Struct):
     total_tokens: Annotated[int, http_only("The sum of input and output.")]
 
 
+_RequestedOrOne = Annotated[
+    float, http_only("As in the request. If absent: 1, and the model's default is used.")
+]
+
+
 class ResponseObject(Struct, kw_only=True):
     """A response. Most fields repeat the parameters of the request."""
 
@@ -176,20 +181,22 @@ class ResponseObject(Struct, kw_only=True):
     instructions: Annotated[str | None, http_only("As in the request.")]
     max_output_tokens: Annotated[int | None, http_only("As in the request.")]
     max_tool_calls: Annotated[None, http_only("Always null.")] = None
+    frequency_penalty: Annotated[float, http_only("As in the request. If absent: 0.")]
     metadata: Annotated[dict[str, str], http_only("As in the request.")]
     parallel_tool_calls: Annotated[bool, http_only("As in the request.")]
+    presence_penalty: Annotated[float, http_only("As in the request. If absent: 0.")]
     previous_response_id: Annotated[str | None, http_only("As in the request.")]
     prompt_cache_key: Annotated[str | None, http_only("As in the request.")]
     reasoning: Annotated[ReasoningOptions, http_only("As in the request.")]
     safety_identifier: Annotated[str | None, http_only("As in the request.")]
     service_tier: Annotated[Literal["default"], http_only("A constant.")] = "default"
     store: Annotated[bool, http_only("True if the response is stored.")]
-    temperature: Annotated[float | None, http_only("As in the request.")]
+    temperature: _RequestedOrOne
     text: Annotated[TextOptions, http_only("As in the request.")]
     tool_choice: Annotated[ResponseToolChoice, http_only("As in the request.")]
     tools: Annotated[list[ResponseTool], http_only("As in the request.")]
     top_logprobs: Annotated[int, http_only("As in the request.")]
-    top_p: Annotated[float | None, http_only("As in the request.")]
+    top_p: _RequestedOrOne
     truncation: Annotated[Literal["disabled"], http_only("A constant.")] = "disabled"
     user: Annotated[str | None, http_only("As in the request.")]
 

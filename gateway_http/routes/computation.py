@@ -69,7 +69,7 @@ class Computation(Generic[_Body]):
         names: Returns the client's names of parameters; see `param_of`.
         drop_input: Frees the input of a body after it has been converted.
         response: Converts the RPC's response, given the name of its model for clients.
-        input_field: The parameter that has most of the input.
+        input_field: The field of the RPC's request that has most of the input.
         input_bytes: Takes the RPC's request and the size of the body. Returns the size of all that
             the model computes.
     """
@@ -109,7 +109,7 @@ class Computation(Generic[_Body]):
         caller.check_model(body.model, *router.names(body.model))
         num_bytes = self.input_bytes(converted, decoded.num_bytes)
         try:
-            with caller.computation(num_bytes, self.input_field) as charge:
+            with caller.computation(num_bytes, self.input_field, names) as charge:
                 metrics = CompletionMetrics(metrics_of(request), charge.note, record)
                 with router.route(body.model) as route:
                     message = self.rpc.request_type(model=route.model)

@@ -11,7 +11,7 @@ from service.domain.decisions import DecisionRequest, NoteProgress, Question, Sc
 from service.domain.engine import EngineCapabilities, EngineTimings, Request
 from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.errors import InvalidField
+from service.errors import InvalidField, StepFailed
 from service.generation.option_tree import EqualOptions, OptionTree, Path
 from service.text.decision_prompt import question_prompt
 
@@ -146,7 +146,7 @@ class _Scoring:
                 if output.logprobs:
                     progress.note_scored(output.num_cached_tokens)
                     return output.logprobs[0].logprob
-        raise InvalidField("questions", "The model has generated no token for an option.")
+        raise StepFailed("The engine returned no log probability of a token.")
 
 
 class _Progress:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from tests.fakes.wait import failsafe
@@ -13,12 +13,15 @@ NODE_MODULES = SCRIPTS / "node_modules"
 
 
 async def run(
-    *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    *command: str | Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    codes: Container[int] = (0,),
 ) -> str:
     """Run a command without input, and return its output. It has no environment but `env`.
 
     Raises:
-        AssertionError: It failed. The message contains its output.
+        AssertionError: Its exit code is not in `codes`. The message contains its output.
     """
     async with failsafe():
         process = await asyncio.create_subprocess_exec(
@@ -34,5 +37,5 @@ async def run(
         finally:
             if process.returncode is None:
                 process.kill()
-    assert process.returncode == 0, f"{out.decode()}\n{err.decode()}"
+    assert process.returncode in codes, f"{out.decode()}\n{err.decode()}"
     return out.decode()

@@ -1,14 +1,16 @@
 """The programs of docs/clients.md and `llm-comply`, with the embedded model of `make serve`."""
 
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.clients.commands import NODE, SCRIPTS, run
-from tests.support.make_serve import ROOT, Served, interrupt, start_stack
+from tests.support.make_serve import MODEL, ROOT, Served, interrupt, start_stack
 
 pytestmark = pytest.mark.clients
 
@@ -33,3 +35,18 @@ async def test_program_of_the_page_runs(served: Served, language: str, text: str
         "js": (NODE, "--input-type=module", "--eval", text),  # imports are resolved in `cwd`
     }[language]
     assert "Paris" in await run(*command, cwd=SCRIPTS, env={"HOME": os.environ["HOME"]})
+
+
+@pytest.mark.parametrize("form", ["openai-chat", "open-responses", "anthropic"])
+async def test_llm_comply_finds_only_that_the_model_has_no_images(
+    served: Served, form: str
+) -> None:
+    out = await run(
+        *(Path(sys.executable).parent / "llm-comply", "--json", "--format", form),
+        *("--base-url", served.base_url, "--model", MODEL, "--api-key", "none"),
+        env={"HOME": os.environ["HOME"]},
+        codes=(0, 1),
+    )
+    failed = [test["id"] for test in json.loads(out)["results"] if test["status"] == "failed"]
+    assert len(failed) == 1
+    assert "image" in failed[0]

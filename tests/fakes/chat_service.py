@@ -27,6 +27,8 @@ from chatrpc.v1 import (
     chat_pb2,
     chat_service_pb2,
     chat_service_pb2_grpc,
+    classification_service_pb2,
+    classification_service_pb2_grpc,
     completion_pb2,
     completion_service_pb2,
     completion_service_pb2_grpc,
@@ -147,6 +149,7 @@ class Call:
 @dataclass
 class FakeService(
     chat_service_pb2_grpc.ChatServiceServicer,
+    classification_service_pb2_grpc.ClassificationServiceServicer,
     completion_service_pb2_grpc.CompletionServiceServicer,
     decision_service_pb2_grpc.DecisionServiceServicer,
     embedding_service_pb2_grpc.EmbeddingServiceServicer,
@@ -172,6 +175,8 @@ class FakeService(
     """The error of CreateEmbeddings. If it is None, CreateEmbeddings returns embeddings."""
     decision_error: Fail | None = None
     """The error of CreateDecision. If it is None, CreateDecision returns probabilities."""
+    classification_error: Fail | None = None
+    """The error of Classify, Score and Rerank. If it is None, they return scores."""
     calls: list[Call] = field(default_factory=list)
     port: int = 0
 
@@ -182,6 +187,9 @@ class FakeService(
         self._health = health.aio.HealthServicer()
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(self, self._server)
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(self, self._server)
+        classification_service_pb2_grpc.add_ClassificationServiceServicer_to_server(
+            self, self._server
+        )
         decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(self, self._server)
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(self, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
@@ -267,6 +275,59 @@ class FakeService(
             ],
             model=request.model,
             usage=embedding_service_pb2.EmbeddingUsage(prompt_tokens=sum(lengths)),
+        )
+
+    async def Classify(  # noqa: N802
+        self, request: classification_service_pb2.ClassifyRequest, context: Any
+    ) -> classification_service_pb2.ClassifyResponse:
+        """Return the labels "short" and "long" with scores by the length of each input."""
+        await self._hold_tokens(self._note(request, context))
+        if self.classification_error is not None:
+            await self.classification_error.abort(context)
+        lengths = [len(text) for text in request.text_inputs.texts]
+        lengths += [len(each.ids) for each in request.token_inputs.token_ids]
+        return classification_service_pb2.ClassifyResponse(
+            classifications=[
+                classification_service_pb2.Classification(
+                    index=i, label="short", scores=[1, length]
+                )
+                for i, length in enumerate(lengths)
+            ],
+            labels=["short", "long"],
+            model=request.model,
+            usage=classification_service_pb2.ClassificationUsage(prompt_tokens=sum(lengths)),
+        )
+
+    async def Score(  # noqa: N802
+        self, request: classification_service_pb2.ScoreRequest, context: Any
+    ) -> classification_service_pb2.ScoreResponse:
+        """Return the length of each pair as its score."""
+        await self._hold_tokens(self._note(request, context))
+        if self.classification_error is not None:
+            await self.classification_error.abort(context)
+        scores = [len(pair.query) + len(pair.document) for pair in request.pairs]
+        return classification_service_pb2.ScoreResponse(
+            scores=scores,
+            model=request.model,
+            usage=classification_service_pb2.ClassificationUsage(prompt_tokens=sum(scores)),
+        )
+
+    async def Rerank(  # noqa: N802
+        self, request: classification_service_pb2.RerankRequest, context: Any
+    ) -> classification_service_pb2.RerankResponse:
+        """Return the documents by descending length, which is their score."""
+        await self._hold_tokens(self._note(request, context))
+        if self.classification_error is not None:
+            await self.classification_error.abort(context)
+        lengths = [len(document) for document in request.documents]
+        ranked = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        return classification_service_pb2.RerankResponse(
+            results=[
+                classification_service_pb2.RerankResult(index=i, relevance_score=lengths[i])
+                for i in ranked[: request.top_n or None]
+            ],
+            model=request.model,
+            usage=classification_service_pb2.ClassificationUsage(prompt_tokens=sum(lengths)),
         )
 
     async def CreateDecision(  # noqa: N802

@@ -55,3 +55,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     found = problems(registry=none, upstream_api_key_file=none)
     assert len(found) == 2
     assert all(str(none) in problem for problem in found)
+
+
+def test_names_of_hosted_models_are_checked() -> None:
+    assert problems(models=["a", "b=a"]) == []
+    [problem] = problems(models=["a", "a"])
+    assert problem.startswith("models: two models are called 'a'.")

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from chatrpc.v1 import (
     chat_pb2,
     chat_service_pb2,
+    classification_service_pb2,
     completion_pb2,
     completion_service_pb2,
     decision_service_pb2,
@@ -22,6 +23,7 @@ from chatrpc.v1 import (
 from docs import parity
 from gateway_http.convert import (
     anthropic_requests,
+    classification,
     completions,
     decisions,
     embeddings,
@@ -34,12 +36,14 @@ from gateway_http.protocol import (
     completion,
     error,
     metadata,
+    pooling,
     request,
     response,
     responses,
     responses_request,
     sampling,
 )
+from gateway_http.protocol import classification as classification_types
 from gateway_http.protocol import decisions as decision_types
 from gateway_http.protocol import embeddings as embedding_types
 from gateway_http.protocol import tokens as token_types
@@ -65,6 +69,8 @@ STRUCTS = (
     sampling,
     completion,
     embedding_types,
+    classification_types,
+    pooling,
     decision_types,
     token_types,
     anthropic,
@@ -77,6 +83,7 @@ STRUCTS = (
 PROTOS = (
     chat_pb2,
     chat_service_pb2,
+    classification_service_pb2,
     completion_pb2,
     completion_service_pb2,
     decision_service_pb2,
@@ -92,7 +99,11 @@ PARTS_OF_OTHERS = {
     "AnyToolChoice",
     "ForeignParameters",
     "UnsupportedParameters",
+    "PoolingRequest",
     "UnsupportedEmbeddingParameters",
+    "UnsupportedRerankParameters",
+    "UnsupportedScoreParameters",
+    "UnsupportedClassifyParameters",
     "UnsupportedMessageParameters",
     "ResponsePart",
     "InputItem",
@@ -198,6 +209,15 @@ OF_MESSAGES = {
 }
 
 
+POOLING: dict[str, Any] = {
+    "truncate_prompt_tokens": 5,
+    "truncation_side": "left",
+    "priority": 1,
+    "user": "u",
+}
+EMBEDDING = {"add_special_tokens": False, "normalize": True, "prompt_name": "query"}
+
+
 def with_model(convert: Callable[[Any], Message]) -> Callable[[Any], Message]:
     """Return a conversion that sets the model, too, as the gateway does when it makes the call."""
 
@@ -257,9 +277,30 @@ def computation_cases() -> Iterator[Case]:
     """Yield the cases of requests that generate nothing."""
     inputs: tuple[Any, ...] = ("a", ["a", "b"], [1, 2], [[1], [2]])
     for each in inputs:
-        wanted = {"model": "m", "input": each, "dimensions": 2, "user": "u"}
+        wanted = {"model": "m", "input": each, "dimensions": 2} | POOLING
         convert = with_model(embeddings.embeddings_request)
-        yield embedding_types.EmbeddingsRequest, wanted, convert
+        yield embedding_types.EmbeddingsRequest, wanted | EMBEDDING, convert
+        wanted = {"model": "m", "input": each, "use_activation": False} | POOLING
+        wanted["add_special_tokens"] = False
+        convert = with_model(classification.classify_request)
+        yield classification_types.ClassifyRequest, wanted, convert
+    named = {"model": "m", "input": "a", "input_type": "query"}
+    yield embedding_types.EmbeddingsRequest, named, with_model(embeddings.embeddings_request)
+    ranked = {
+        "model": "m",
+        "query": "a",
+        "documents": ["b", {"text": "c"}],
+        "top_n": 1,
+        "max_tokens_per_doc": 5,
+        "use_activation": False,
+    } | POOLING
+    rerank = with_model(classification.rerank_request)
+    yield classification_types.RerankRequest, ranked, rerank
+    for first, second in (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2")):
+        pair = {"model": "m", first: "a", second: ["b", "c"], "use_activation": False} | POOLING
+        yield classification_types.ScoreRequest, pair, with_model(classification.score_request)
+    items = {"model": "m", "queries": "a", "items": "b"}
+    yield classification_types.ScoreRequest, items, with_model(classification.score_request)
 
     for each in DECISIONS:
         convert = with_model(decisions.decision_request)
@@ -321,6 +362,7 @@ def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
         if kind.__module__ in {request.__name__, sampling.__name__}
     } | {"CompletionRequest", "EmbeddingsRequest", "TokenizeRequest", "MessagesRequest"}
     requests_of_ours |= {"ResponsesRequest", "TextOptions", "ReasoningOptions", "DecisionRequest"}
+    requests_of_ours |= {"RerankRequest", "ScoreRequest", "ClassifyRequest"}
     assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED
 
 
@@ -333,6 +375,9 @@ PATHS = {
     "DetokenizeRequest": "",
     "CreateEmbeddingsRequest": "",
     "CreateDecisionRequest": "",
+    "ClassifyRequest": "",
+    "RerankRequest": "",
+    "Truncation": "truncation.",
     "DecisionQuestion": "questions[0].",
     "ChoiceQuestion": "questions[0].choice.",
     "DecisionChoice": "questions[0].choice.choices[0].",

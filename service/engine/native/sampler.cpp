@@ -29,8 +29,9 @@ constexpr int64_t kBlock = 128;  // tokens that are computed together
 
 // A share is the probability of a token relative to the largest one, as a float in [2^-42, 1] or 0.
 // Its weight is the share times 2^65: its 24 significant bits times a power of two from 1 to 2^42.
-constexpr int kMinExponent = 127 - 42;
-constexpr float kMinShare = 1.0f / (int64_t{1} << 42);
+constexpr int kWeightBits = 42, kMantissaBits = 23;
+constexpr int kMinExponent = 127 - kWeightBits;
+constexpr float kMinShare = 1.0f / (int64_t{1} << kWeightBits);
 
 // The bits of a share in three digits. The first one has the exponent and 3 bits. It is 0 for the
 // share 0.
@@ -38,6 +39,11 @@ constexpr int kShifts[] = {20, 10, 0};
 constexpr int kPerExponent = 8;
 constexpr int kMostDigits = 43 * kPerExponent + 1, kLowerDigits = 1024;
 constexpr uint32_t kBeforeFirst = kMinExponent * kPerExponent - 1;
+
+// Blocks without a share of at least this are counted only if the prefix is not within the others,
+// which are few if the model is confident. All shares of this or more have the same first digits.
+constexpr float kLikely = 1.0f / 4096;
+constexpr int kFirstLikely = (127 - 12 - kMinExponent) * kPerExponent + 1;
 
 // Counters of this number of neighbours are separate, because an addition to one that has just been
 // written waits for it.
@@ -132,27 +138,31 @@ class Row {
     void compute(const float* logits, int64_t size, float temperature, float min_p, bool is_counted) {
         size_ = size;
         shares_.resize((size + kBlock - 1) / kBlock * kBlock);
+        sums_.clear();
+        sum_ = 0;
+        uncounted_.clear();
         if (is_counted) counts_.clear();
         const Floats largest = broadcast(largest_of(logits, size));
         const Floats factor = broadcast(static_cast<float>(M_LOG2E) / temperature);
         const Floats least = broadcast(std::max(min_p, kMinShare));
         for (int64_t start = 0; start < size; start += kBlock) {
             float* const shares = shares_.data() + start;
-            put_shares(logits + start, std::min(kBlock, size - start), largest, factor, least,
-                       shares);
-            if (is_counted) count(shares);
+            const bool is_likely = put_shares(logits + start, std::min(kBlock, size - start),
+                                              largest, factor, least, shares);
+            sums_.push_back(sum_of(shares));
+            sum_ += sums_.back();
+            if (!is_counted) continue;
+            if (is_likely) {
+                count(shares);
+            } else if (sums_.back() != 0) {
+                uncounted_.push_back(start);
+            }
         }
     }
 
     // Returns the token at position `draw` of all weights, in the order of the ids.
     int64_t at(double draw) {
-        int64_t all = 0;
-        sums_.clear();
-        for (size_t start = 0; start < shares_.size(); start += kBlock) {
-            sums_.push_back(sum_of(shares_.data() + start));
-            all += sums_.back();
-        }
-        int64_t target = static_cast<int64_t>(target_of(draw, all));
+        int64_t target = static_cast<int64_t>(target_of(draw, sum_));
         size_t block = 0;
         while (block + 1 < sums_.size() && sums_[block] <= target) target -= sums_[block++];
         int64_t i = static_cast<int64_t>(block) * kBlock;
@@ -167,13 +177,17 @@ class Row {
     // Returns the token at position `draw` of the weights that top-k and top-p leave, in their
     // order.
     int64_t at(double draw, int64_t top_k, float top_p) {
-        Prefix kept = shortest([=](Prefix p) { return p.count >= top_k; }).prefix;
-        if (kept.count == 0) return 0;  // there are NaNs
-        if (top_p < 1.0f) {
-            const double least = static_cast<double>(top_p) * static_cast<double>(kept.mass);
-            kept = shortest([=](Prefix p) { return static_cast<double>(p.mass) >= least; }).prefix;
+        if (sum_ == 0) return 0;  // there are NaNs
+        Mass kept = static_cast<Mass>(sum_) << kMantissaBits;
+        if (top_k < size_) {
+            kept = shortest([=](Prefix p) { return p.count >= top_k; }).prefix.mass;
         }
-        const Mass target = target_of(draw, kept.mass);
+        if (top_p < 1.0f) {
+            const double least = static_cast<double>(top_p) * static_cast<double>(kept);
+            const auto is_enough = [=](Prefix p) { return static_cast<double>(p.mass) >= least; };
+            kept = shortest(is_enough).prefix.mass;
+        }
+        const Mass target = target_of(draw, kept);
         return shortest([=](Prefix p) { return p.mass > target; }).last;
     }
 
@@ -187,9 +201,12 @@ class Row {
         return std::min(static_cast<Mass>(draw * static_cast<double>(mass)), mass - 1);
     }
 
-    static void put_shares(const float* logits, int64_t size, Floats largest, Floats factor,
+    // Returns true if at least one share is `kLikely`.
+    static bool put_shares(const float* logits, int64_t size, Floats largest, Floats factor,
                            Floats least, float* shares) {
         const Floats lowest = broadcast(-100.0f);  // 2 to that power is less than kMinShare
+        const Floats likely = broadcast(kLikely);
+        Mask likely_lanes = 0;
         for (int64_t i = 0; i < kBlock; i += kLanes) {
             const int64_t left = std::clamp<int64_t>(size - i, 0, kLanes);
             const Mask mask = static_cast<Mask>((1u << left) - 1);
@@ -197,7 +214,9 @@ class Row {
             const Floats share = exp2<true>(max(lowest, (x - largest) * factor));
             // NaNs become 0, too.
             store(shares + i, keep(mask & lanes_at_least(share, least), share));
+            likely_lanes |= lanes_at_least(share, likely);
         }
+        return likely_lanes != 0;
     }
 
     void count(const float* shares) {
@@ -209,6 +228,11 @@ class Row {
             counters[i] = counted(bits);
         }
         for (int64_t i = 0; i < kBlock; ++i) counts_.add(i, digits[i], counters[i]);
+    }
+
+    void count_rest() {
+        for (const int64_t start : uncounted_) count(shares_.data() + start);
+        uncounted_.clear();
     }
 
     static int64_t sum_of(const float* shares) {
@@ -223,6 +247,7 @@ class Row {
         Prefix prefix;
         int64_t digit = kMostDigits - 1;
         for (;; --digit) {
+            if (digit == kFirstLikely - 1) count_rest();
             if (digit == 0) return {prefix, -1};
             const int exponent = static_cast<int>((digit + kBeforeFirst) / kPerExponent);
             const Prefix tokens = counts_.tokens(digit, exponent), next = prefix + tokens;
@@ -292,7 +317,9 @@ class Row {
 
     int64_t size_ = 0;
     std::vector<float> shares_;  // in whole blocks
+    int64_t sum_ = 0;
     std::vector<int64_t> sums_;  // of the rounded weights of blocks
+    std::vector<int64_t> uncounted_;  // the first tokens of blocks
     Histogram<kMostDigits> counts_;
     Histogram<kLowerDigits> lower_;
     std::vector<int32_t> tokens_;

@@ -192,13 +192,13 @@ def test_response_that_is_not_streamed_is_charged_once() -> None:
 
 def test_embeddings_without_a_count_are_charged_the_least_tokens_of_their_input() -> None:
     one = caller(tokens_per_minute=1000)
-    with one.computation(80, "input"):
+    with one.computation(80, "input", {}):
         pass
     assert left(one) == 990
-    with one.computation(80, "input") as charge:
+    with one.computation(80, "input", {}) as charge:
         charge.note(3)
     assert left(one) == 987
-    with pytest.raises(ApiError), one.computation(80, "input"):
+    with pytest.raises(ApiError), one.computation(80, "input", {}):
         raise ApiError(404, "There is no such model.")
     assert left(one) == 987
 

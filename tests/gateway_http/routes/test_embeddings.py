@@ -81,6 +81,21 @@ async def test_openai_client_reads_embeddings(url: str, fields: dict[str, Any]) 
     assert (created.model, created.usage.prompt_tokens) == (MODEL, 3)
 
 
+@pytest.mark.parametrize("name", ["prompt_name", "input_type"])
+async def test_options_of_other_servers_reach_the_service(
+    http: httpx.AsyncClient, service: FakeService, name: str
+) -> None:
+    fields = {name: "query", "normalize": False, "add_special_tokens": False, "priority": 2}
+    response = await http.post("/v1/embeddings", json=body(**fields))
+    assert response.status_code == 200
+    request: embedding_service_pb2.CreateEmbeddingsRequest = service.calls[0].params
+    assert (request.prompt_name, request.priority) == ("query", 2)
+    assert request.HasField("normalize")
+    assert request.HasField("add_special_tokens")
+    assert not request.normalize
+    assert not request.add_special_tokens
+
+
 async def test_many_embeddings_are_converted_off_the_event_loop(http: httpx.AsyncClient) -> None:
     texts = ["a" * 50] * 2048
     response = await http.post("/v1/embeddings", json=body(input=texts, dimensions=500))
@@ -100,8 +115,8 @@ async def test_many_embeddings_are_converted_off_the_event_loop(http: httpx.Asyn
         ({"encoding_format": "int8"}, "encoding_format", "invalid_value"),
         ({"dimensions": -1}, "dimensions", "integer_below_min_value"),
         ({"dimensions": "2"}, "dimensions", "invalid_type"),
-        ({"input_type": "query"}, "input_type", "unsupported_parameter"),
-        ({"normalize": True}, "normalize", "unsupported_parameter"),
+        ({"embed_dtype": "float16"}, "embed_dtype", "unsupported_parameter"),
+        ({"normalize": 1}, "normalize", "invalid_type"),
         ({"mood": 1}, "mood", "unknown_parameter"),
         ({"model": None}, "model", "invalid_type"),
     ],

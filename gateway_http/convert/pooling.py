@@ -1,0 +1,62 @@
+"""Converts the parameters that requests for embeddings, scores and classifications share."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from chatrpc.v1 import embedding_service_pb2
+from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from gateway_http.protocol.pooling import PoolingRequest
+
+_SIDES = {
+    "left": embedding_service_pb2.TRUNCATION_SIDE_LEFT,
+    "right": embedding_service_pb2.TRUNCATION_SIDE_RIGHT,
+    "START": embedding_service_pb2.TRUNCATION_SIDE_LEFT,
+    "END": embedding_service_pb2.TRUNCATION_SIDE_RIGHT,
+}
+
+
+def check_supported(body: Any, names: Iterable[str]) -> None:
+    """Raise UnsupportedParameter for the first of the parameters that is not null."""
+    for name in names:
+        if getattr(body, name) is not None:
+            raise UnsupportedParameter(name)
+
+
+def truncation(
+    body: PoolingRequest, *, is_truncated: bool = False
+) -> embedding_service_pb2.Truncation | None:
+    """Return how inputs are shortened; None if they are not.
+
+    Args:
+        body: The request.
+        is_truncated: True if another of its options asks for truncation.
+
+    Raises:
+        InvalidRequest: Two options contradict each other.
+    """
+    length = body.truncate_prompt_tokens
+    side: str | None = body.truncation_side
+    if body.truncate is not None:
+        if length is not None or side is not None:
+            raise _contradiction("truncate", "truncate_prompt_tokens or truncation_side")
+        side = None if body.truncate == "NONE" else body.truncate
+        is_truncated = is_truncated or side is not None
+    elif side is not None and length is None and not is_truncated:
+        raise InvalidRequest(
+            "Invalid 'truncation_side': it needs an option that truncates, such as "
+            "truncate_prompt_tokens.",
+            "truncation_side",
+            "invalid_value",
+        )
+    if length is None and not is_truncated:
+        return None
+    return embedding_service_pb2.Truncation(
+        side=_SIDES.get(side or "", embedding_service_pb2.TRUNCATION_SIDE_UNSPECIFIED),
+        max_tokens=None if length in {None, -1} else length,
+    )
+
+
+def _contradiction(param: str, others: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid '{param}': it cannot be used with {others}.", param, "invalid_value"
+    )
