@@ -36,14 +36,14 @@ class Variant:
 
 VARIANTS = {
     "chatrpc": Variant("chatrpc, int8"),
-    "chatrpc-int4": Variant("chatrpc, int4", ("--quantization", "int4"), bits=(4.25, 8)),
+    "chatrpc-int4": Variant("chatrpc, int4", ("--quantization", "int4"), bits=(4.625, 8)),
     "chatrpc-q4_0": Variant("chatrpc, GGUF Q4_0", gguf="Q4_0"),
     "chatrpc-q4_k_m": Variant("chatrpc, GGUF Q4_K_M", gguf="Q4_K_M"),
     "chatrpc-avx2": Variant("chatrpc, int8, AVX2", ("--cpu-level", "avx2")),
     "chatrpc-int4-avx2": Variant(
         "chatrpc, int4, AVX2",
         ("--quantization", "int4", "--cpu-level", "avx2"),
-        bits=(4.25, 8),
+        bits=(4.625, 8),
     ),
     "chatrpc-exact": Variant(
         "chatrpc, unquantised", ("--quantization", "none"), bits=(16, 16), arithmetic="bf16"

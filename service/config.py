@@ -166,9 +166,9 @@ class ServiceSettings(ListenerSettings):
     quantization: Quantization = Field(
         _ENGINE.quantization,
         description="Quantization of weights and activations. `int8` and `int4` need a CPU. `int4` "
-        "has weights in 4 bits, and activations and the head in int8. On a CPU, if `dtype` is "
-        "`auto`, then `auto` is that of the checkpoint, or else int8 if the model loses "
-        "little accuracy. In all other cases it is none.",
+        "has weights in 4 bits, and activations and the head in int8. It needs the native kernels. "
+        "On a CPU, if `dtype` is `auto`, then `auto` is that of the checkpoint, or else int8 if "
+        "the model loses little accuracy. In all other cases it is none.",
     )
     kv_cache_dtype: KVCacheDType = Field(
         _ENGINE.kv_cache_dtype,

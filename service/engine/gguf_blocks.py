@@ -5,8 +5,9 @@ of a tensor is a sequence of blocks. Blocks of the types with a name in `_K` hav
 others here have 32.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -17,20 +18,80 @@ from service.engine.grouped_weight import GroupedWeight
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
-def grouped(kind: str, rows: Tensor) -> GroupedWeight:
-    """Return the weight in rows of bytes, with exactly the values that they represent.
+_EXPONENT = 0x7C00  # of a float16; all bits are set in NaN and infinity
+_CHUNK_BYTES = 2**19  # bytes of blocks that are decoded or checked at once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockWeight:
+    """A weight [N, K] in the blocks of a type.
 
     Args:
-        kind: The name of the tensor's type, one of `GROUPED`.
-        rows: uint8 [N, bytes of a row].
-
-    Returns:
-        The weight [N, K].
+        kind: The name of the type, one of `GROUPED`.
+        parts: uint8 [N_i, bytes of a row] each, with the output channels in order.
     """
-    read, block_bytes = _READERS[kind]
-    values, scale, minimum, bits, group_size = read(rows.view(len(rows), -1, block_bytes))
-    minimum = None if minimum is None else minimum.flatten(1)
-    return GroupedWeight(values.flatten(1), scale.flatten(1), minimum, bits, group_size)
+
+    kind: str
+    parts: tuple[Tensor, ...]
+
+    @property
+    def blocks(self) -> Tensor:
+        """The blocks of all parts, uint8 [N, bytes of a row]; a copy if there are several."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, K], as of a float weight."""
+        layout = _LAYOUTS[self.kind]
+        num_blocks = self.parts[0].shape[1] // layout.num_bytes
+        return torch.Size((sum(map(len, self.parts)), num_blocks * layout.num_values))
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Return the weight of the output channels from `start` up to `stop`."""
+        return type(self)(self.kind, (self.blocks[start:stop],))
+
+    def select(self, index: Tensor) -> Self:
+        """Return the weight of the output channels `index` [n]."""
+        return type(self)(self.kind, (self.blocks[index],))
+
+    def clone(self) -> Self:
+        """Return the same weight in memory of its own."""
+        return type(self)(self.kind, (self.blocks.clone(),))
+
+    def is_finite(self) -> bool:
+        """Return True if no value is NaN or infinite."""
+        layout = _LAYOUTS[self.kind]
+        # In chunks, because the numbers of a block are in one line of the cache.
+        for chunk in (chunk for part in self.parts for chunk in _chunks(part)):
+            words = chunk.view(torch.int16).view(len(chunk), -1, layout.num_bytes // 2)
+            for start in layout.halves:
+                exponents = words[..., start // 2] & _EXPONENT
+                if bool((exponents == _EXPONENT).any()):
+                    return False
+        return True
+
+    def grouped(self) -> GroupedWeight:
+        """Return the weight in groups, with exactly the same values."""
+        layout = _LAYOUTS[self.kind]
+        blocks = self.blocks.view(self.shape[0], -1, layout.num_bytes)
+        values, scale, minimum, bits, group_size = layout.read(blocks)
+        minimum = None if minimum is None else minimum.flatten(1)
+        return GroupedWeight(values.flatten(1), scale.flatten(1), minimum, bits, group_size)
+
+    def dequantized(self) -> Tensor:
+        """Return the weight [N, K] in float32."""
+        return dequantized(self.kind, self.blocks)
+
+
+def concatenate(weights: Sequence[BlockWeight]) -> BlockWeight | None:
+    """Return one weight with the output channels of all `weights`, in order. It shares memory.
+
+    None if their types differ.
+    """
+    kinds = {weight.kind for weight in weights}
+    if len(kinds) != 1:
+        return None
+    return BlockWeight(kinds.pop(), tuple(part for weight in weights for part in weight.parts))
 
 
 def dequantized(kind: str, rows: Tensor) -> Tensor:
@@ -43,8 +104,24 @@ def dequantized(kind: str, rows: Tensor) -> Tensor:
     Raises:
         NotImplementedError: The type is not supported.
     """
+    chunks = _chunks(rows)
+    first = _dequantized(kind, chunks[0])
+    if len(chunks) == 1:
+        return first
+    values, start = torch.empty(len(rows), first.shape[1]), 0
+    for chunk in chunks:
+        values[start : start + len(chunk)] = _dequantized(kind, chunk)
+        start += len(chunk)
+    return values
+
+
+def _chunks(rows: Tensor) -> Sequence[Tensor]:
+    return torch.split(rows, max(1, _CHUNK_BYTES // rows.shape[1]))
+
+
+def _dequantized(kind: str, rows: Tensor) -> Tensor:
     if kind in GROUPED:
-        return grouped(kind, rows).dequantized()
+        return BlockWeight(kind, (rows,)).grouped().dequantized()
     from gguf import GGMLQuantizationType, quants  # noqa: PLC0415  # takes 0.4 s, rarely needed
 
     with np.errstate(all="ignore"):  # damaged scales may overflow; the caller checks the values
@@ -141,15 +218,31 @@ def _q6_k(blocks: Tensor) -> _Grouped:
     return values, scale, None, 8, 16
 
 
-# For each type, the function that reads its blocks, and the number of bytes in a block.
-_READERS: dict[str, tuple[Callable[[Tensor], _Grouped], int]] = {
-    "Q4_0": (_q4_0, 18),
-    "Q4_1": (_q4_1, 20),
-    "Q5_0": (_q5_0, 22),
-    "Q5_1": (_q5_1, 24),
-    "Q8_0": (_q8_0, 34),
-    "Q4_K": (_q4_k, 144),
-    "Q5_K": (_q5_k, 176),
-    "Q6_K": (_q6_k, 210),
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The layout of a type's blocks.
+
+    Attributes:
+        read: Reads blocks.
+        num_bytes: Bytes in a block.
+        num_values: Values in a block.
+        halves: The positions of a block's float16 numbers. If they are finite, so are the values.
+    """
+
+    read: Callable[[Tensor], _Grouped]
+    num_bytes: int
+    num_values: int
+    halves: tuple[int, ...]
+
+
+_LAYOUTS = {
+    "Q4_0": _Layout(_q4_0, 18, 32, (0,)),
+    "Q4_1": _Layout(_q4_1, 20, 32, (0, 2)),
+    "Q5_0": _Layout(_q5_0, 22, 32, (0,)),
+    "Q5_1": _Layout(_q5_1, 24, 32, (0, 2)),
+    "Q8_0": _Layout(_q8_0, 34, 32, (0,)),
+    "Q4_K": _Layout(_q4_k, 144, 256, (0, 2)),
+    "Q5_K": _Layout(_q5_k, 176, 256, (0, 2)),
+    "Q6_K": _Layout(_q6_k, 210, 256, (208,)),
 }
-GROUPED = frozenset(_READERS)
+GROUPED = frozenset(_LAYOUTS)

@@ -1,21 +1,18 @@
 """Reads the weights of a GGUF file one by one, by the names of a checkpoint's tensors."""
 
-import math
-import os
-from collections.abc import Iterator, Mapping
-from itertools import chain
+import mmap
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from service.engine.gguf_blocks import FLOATS, GROUPED, dequantized, grouped
-from service.engine.grouped_weight import GroupedWeight
+from service.engine.gguf_blocks import FLOATS, GROUPED, BlockWeight, dequantized
 from service.errors import ModelLoadError
 from service.gguf.index import LINK, IndexedTensor
 
-_CHUNK_VALUES = 2**20  # number of values decoded at once
-_MAX_READ = 2**30  # bytes; Linux reads at most 2 GB at once
+_CHUNK_VALUES = 2**20  # number of values checked at once
+_NOT_FINITE = "has values that are not finite"
 
 
 class GgufWeights:
@@ -37,9 +34,11 @@ class GgufWeights:
         self._tensors = tensors
         self._device = device
         try:
-            self._file = self._path.open("rb", buffering=0)
-        except OSError as error:
-            raise ModelLoadError(f"{self._path} cannot be read: {error.strerror}") from error
+            with self._path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:  # ValueError: the file is empty
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ModelLoadError(f"{self._path} cannot be read: {reason}") from error
 
     @property
     def names(self) -> set[str]:
@@ -47,20 +46,18 @@ class GgufWeights:
         return set(self._tensors)
 
     def close(self) -> None:
-        """See `StoredWeights`."""
-        self._file.close()
+        """See `StoredWeights`. Blocks that `read_grouped` returned stay valid."""
+        del self._map
 
     def read(self, name: str) -> Tensor:
         """See `StoredWeights`."""
         tensor = self._tensors[name]
         rows = self._rows(tensor)
         if tensor.type in FLOATS:
-            values = rows.view(FLOATS[tensor.type]).view(tensor.shape)
+            values = rows.view(FLOATS[tensor.type]).view(tensor.shape).clone()
         else:
-            values = torch.empty(tensor.shape)
             try:
-                for part in _chunks(tensor):
-                    values[part] = dequantized(tensor.type, rows[part])
+                values = dequantized(tensor.type, rows).view(tensor.shape)
             except NotImplementedError:
                 reason = f"is stored as {tensor.type}, which is not supported"
                 raise self._failure(tensor, reason) from None
@@ -69,17 +66,14 @@ class GgufWeights:
         self._check_finite(tensor, values)
         return values.to(self._device)
 
-    def read_grouped(self, name: str) -> GroupedWeight | None:
-        """See `StoredWeights`."""
+    def read_grouped(self, name: str) -> BlockWeight | None:
+        """See `StoredWeights`. The blocks are those of the mapped file."""
         tensor = self._tensors[name]
         if tensor.type not in GROUPED:
             return None
-        rows = self._rows(tensor)
-        parts = (grouped(tensor.type, rows[part]) for part in _chunks(tensor))
-        weight = _joined(len(rows), parts)
-        self._check_finite(tensor, weight.scale)
-        if weight.minimum is not None:
-            self._check_finite(tensor, weight.minimum)
+        weight = BlockWeight(tensor.type, (self._rows(tensor),))
+        if not weight.is_finite():
+            raise self._failure(tensor, _NOT_FINITE)
         return weight
 
     def _rows(self, tensor: IndexedTensor) -> Tensor:
@@ -87,17 +81,14 @@ class GgufWeights:
 
         A row of a tensor of one dimension is one value.
         """
-        stored = torch.empty(tensor.num_bytes, dtype=torch.uint8)
-        buffer, position = memoryview(stored.numpy().data), 0
-        while position < tensor.num_bytes:
-            part = buffer[position : position + _MAX_READ]
-            try:
-                num_bytes = os.preadv(self._file.fileno(), [part], tensor.offset + position)
-            except OSError as error:
-                raise self._failure(tensor, f"cannot be read: {error.strerror}") from error
-            if not num_bytes:
-                raise self._failure(tensor, "is cut off")
-            position += num_bytes
+        end = tensor.offset + tensor.num_bytes
+        if len(self._map) < end:
+            raise self._failure(tensor, "is cut off")
+        # Earlier tensors leave this process's memory. If one is used again, it is read again.
+        self._map.madvise(mmap.MADV_DONTNEED)
+        stored = torch.frombuffer(
+            self._map, dtype=torch.uint8, count=tensor.num_bytes, offset=tensor.offset
+        )
         rows = stored.view(tensor.shape[0], -1)
         if tensor.num_heads is None:
             return rows
@@ -107,40 +98,9 @@ class GgufWeights:
     def _check_finite(self, tensor: IndexedTensor, values: Tensor) -> None:
         """Check that no value is NaN or infinite."""
         if not all(bool(part.isfinite().all()) for part in torch.split(values, _CHUNK_VALUES)):
-            raise self._failure(tensor, "has values that are not finite")
+            raise self._failure(tensor, _NOT_FINITE)
 
     def _failure(self, tensor: IndexedTensor, reason: str) -> ModelLoadError:
         return ModelLoadError(
             f"{self._path} cannot be loaded: the tensor {tensor.stored_name} {reason}."
         )
-
-
-def _chunks(tensor: IndexedTensor) -> Iterator[slice]:
-    """Yield all rows of a tensor in parts of about `_CHUNK_VALUES` values."""
-    num_rows = tensor.shape[0]
-    step = max(1, _CHUNK_VALUES // math.prod(tensor.shape[1:]))
-    for start in range(0, num_rows, step):
-        yield slice(start, min(start + step, num_rows))
-
-
-def _joined(num_rows: int, parts: Iterator[GroupedWeight]) -> GroupedWeight:
-    """Return one weight with the output channels of all parts. Each part is freed once copied."""
-    first = next(parts)
-    whole = _uninitialized(num_rows, first)
-    start = 0
-    for part in chain([first], parts):
-        stop = start + part.out_features
-        whole.values[start:stop] = part.values
-        whole.scale[start:stop] = part.scale
-        if whole.minimum is not None and part.minimum is not None:
-            whole.minimum[start:stop] = part.minimum
-        start = stop
-    return whole
-
-
-def _uninitialized(num_rows: int, part: GroupedWeight) -> GroupedWeight:
-    def empty(tensor: Tensor) -> Tensor:
-        return tensor.new_empty(num_rows, tensor.shape[1])
-
-    minimum = None if part.minimum is None else empty(part.minimum)
-    return GroupedWeight(empty(part.values), empty(part.scale), minimum, part.bits, part.group_size)

@@ -77,6 +77,12 @@ class GroupedWeight:
         minimum = None if self.minimum is None else self.minimum[part]
         return type(self)(self.values[part], self.scale[part], minimum, self.bits, self.group_size)
 
+    def select(self, index: Tensor) -> Self:
+        """Return the weight of the output channels `index` [n]."""
+        minimum = None if self.minimum is None else self.minimum[index]
+        values, scale = self.values[index], self.scale[index]
+        return type(self)(values, scale, minimum, self.bits, self.group_size)
+
     def unpacked(self) -> Tensor:
         """Return the values [N, K] as uint8 for 4 bits, as int8 for 8 bits."""
         if self.bits == 8:

@@ -313,6 +313,9 @@ def _load_decoder(
     """Load the model with the native decoder, by default in int8 if that costs little.
 
     Weights that the checkpoint stores in groups of integers are kept by default.
+
+    Raises:
+        ModelLoadError: See `load_decoder`; or int4 is chosen, and there are no native kernels.
     """
     quantization = options.quantization
     keeps_groups = False
@@ -320,6 +323,8 @@ def _load_decoder(
         has_int8 = device.type == "cpu" and options.dtype == "auto"
         quantization = "int8" if has_int8 else "none"
         keeps_groups = has_int8 and stored is not None and stored.has_groups
+    if quantization == "int4" and library is None:
+        raise ModelLoadError("quantization=int4 needs the native kernels, which are not available.")
     load = partial(
         load_decoder,
         options.path,

@@ -26,6 +26,9 @@ CPU_LEVELS = _levels()
 HAS_COMPILER = (
     ARE_REQUIRED or shutil.which("g++") is not None
 )  # if it is required, its tests fail without it
+NEEDS_KERNELS = pytest.mark.skipif(
+    not (CPU_LEVELS and HAS_COMPILER), reason="needs a CPU that has kernels, and GCC"
+)
 # The values of `cpu_level` to test with. The quick tests run what this CPU would choose, and the
 # least capable level; levels in between have the code of these two but for the products.
 LEVELS_TO_TEST = (

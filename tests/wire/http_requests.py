@@ -417,7 +417,7 @@ _EMBEDDINGS = [
     _embeddings("inputs_too_many", input=["a"] * 2049),
     _embeddings("dimensions_zero", dimensions=0),
     _embeddings("encoding_format_unknown", encoding_format="int8"),
-    _embeddings("unserved_field", input_type="query"),
+    _embeddings("unserved_field", embed_dtype="float16"),
     _embeddings("unknown_field", colour="red"),
     _embeddings("model_unknown", model="other"),
     _embeddings("not_served_by_model", _DEFAULT),

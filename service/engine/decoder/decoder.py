@@ -17,6 +17,7 @@ from service.engine.decoder.embedding import Embedding, FloatEmbedding, GroupedE
 from service.engine.decoder.linear import Gate, Linear, MakeLinear, RmsNorm, make_joined
 from service.engine.decoder.rope import Rope
 from service.engine.decoder.weights import Weights
+from service.engine.gguf_blocks import BlockWeight
 from service.engine.layout import Layout
 from service.engine.transfer import to_device
 
@@ -194,7 +195,8 @@ def read_embedding(weights: Weights, a: Architecture, dtype: torch.dtype) -> Emb
     shape = a.vocab_size, a.hidden_size
     table = weights.grouped(_EMBEDDING, *shape)
     if table is not None:
-        return GroupedEmbedding(table)
+        # Blocks are read from the mapped file, which must not stay in use.
+        return GroupedEmbedding(table.clone() if isinstance(table, BlockWeight) else table)
     return FloatEmbedding(weights.shaped(_EMBEDDING, *shape).to(dtype))
 
 

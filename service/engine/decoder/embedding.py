@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.engine.gguf_blocks import BlockWeight
 from service.engine.grouped_weight import GroupedWeight
 
 
@@ -42,15 +43,10 @@ class FloatEmbedding:
 class GroupedEmbedding:
     """An `Embedding` of a table in integers, of which only the rows of a step are dequantized."""
 
-    def __init__(self, table: GroupedWeight) -> None:
+    def __init__(self, table: GroupedWeight | BlockWeight) -> None:
         self._table = table
         self.dtype = torch.float32
-        self.device = table.values.device
+        self.device = torch.device("cpu")
 
     def __call__(self, token_ids: Tensor) -> Tensor:
-        table = self._table
-        minimum = None if table.minimum is None else table.minimum[token_ids]
-        rows = GroupedWeight(
-            table.values[token_ids], table.scale[token_ids], minimum, table.bits, table.group_size
-        )
-        return rows.dequantized()
+        return self._table.select(token_ids).dequantized()

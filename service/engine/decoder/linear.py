@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.engine import gguf_blocks, grouped_weight
 from service.engine.decoder.architecture import Activation
-from service.engine.grouped_weight import GroupedWeight, concatenate
+from service.engine.gguf_blocks import BlockWeight
+from service.engine.grouped_weight import GroupedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Gate:
 
 Prologue = RmsNorm | Gate | None
 
-Weight = Tensor | GroupedWeight
+Weight = Tensor | GroupedWeight | BlockWeight
 
 
 class Linear(Protocol):
@@ -66,7 +68,7 @@ class FloatLinear:
     """A `Linear` in the precision of its weight; in float32 if the weight is in groups."""
 
     def __init__(self, weight: Weight, bias: Tensor | None, prologue: Prologue) -> None:
-        self._weight = weight.dequantized() if isinstance(weight, GroupedWeight) else weight
+        self._weight = weight if isinstance(weight, Tensor) else weight.dequantized()
         self._bias = bias
         self._prologue = prologue
 
@@ -109,6 +111,9 @@ def _concatenated(weights: Sequence[Weight]) -> Weight | None:
     """Return one weight with all output channels; None if they are not stored in the same way."""
     floats = [weight for weight in weights if isinstance(weight, Tensor)]
     grouped = [weight for weight in weights if isinstance(weight, GroupedWeight)]
-    if not grouped:
+    blocks = [weight for weight in weights if isinstance(weight, BlockWeight)]
+    if len(floats) == len(weights):
         return torch.cat(floats)
-    return None if floats else concatenate(grouped)
+    if len(grouped) == len(weights):
+        return grouped_weight.concatenate(grouped)
+    return gguf_blocks.concatenate(blocks) if len(blocks) == len(weights) else None

@@ -6,13 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from service.engine.decoder.linear import Gate, Prologue, RmsNorm, Weight
-from service.engine.grouped_weight import GroupedWeight
-from service.engine.native.int4 import (
-    NativeGroupedLinear,
-    NativeInt4Linear,
-    can_pack,
-    quantize_int4,
-)
+from service.engine.native.int4 import NativeInt4Linear, can_pack
 from service.engine.native.linear import (
     Int8Linear,
     NativeInt8Linear,
@@ -33,7 +27,7 @@ class QuantizedLinear:
         weight: [N, K]. A weight of 4 bits in groups keeps its values if there are native kernels.
             Any other one in groups is quantized to int8.
         bias: [N].
-        bits: Size of a float weight's values.
+        bits: Size of a float weight's values with native kernels.
     """
 
     def __init__(
@@ -68,13 +62,8 @@ def _product(
     norm: Tensor | None,
     bits: Literal[4, 8],
 ) -> Int8Linear:
-    if isinstance(weight, GroupedWeight):
-        if library is None:
-            return TorchInt8Linear(weight, bias, norm)
-        make = NativeGroupedLinear if can_pack(weight) else NativeInt8Linear
-        return make(library, weight, bias, norm)
     if library is None:
-        return TorchInt8Linear(quantize_int4(weight) if bits == 4 else weight, bias, norm)
-    if bits == 4:
-        return NativeInt4Linear(library, weight, bias, norm)
-    return NativeInt8Linear(library, weight, bias, norm)
+        return TorchInt8Linear(weight, bias, norm)
+    is_int4 = bits == 4 if isinstance(weight, Tensor) else can_pack(weight)
+    make = NativeInt4Linear if is_int4 else NativeInt8Linear
+    return make(library, weight, bias, norm)

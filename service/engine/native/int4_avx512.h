@@ -28,23 +28,6 @@ inline __m512i in_16_bits(__m512i bytes) {
 }
 
 // The expansion of 16 channels' weights with the parameters of 32 inputs.
-class ExpandInt4 {
-  public:
-    explicit ExpandInt4(const uint8_t* parameters) {
-        const __m512i both = four_times(parameters);
-        const __m512i scale = _mm512_add_epi8(lower_bits(both), _mm512_set1_epi8(1));
-        factors_ = in_16_bits(scale);
-        offsets_ = _mm512_sub_epi8(_mm512_set1_epi8(-128),
-                                   _mm512_mullo_epi16(upper_bits(both), factors_));
-    }
-    __m512i operator()(__m512i nibbles) const {
-        return _mm512_add_epi8(_mm512_mullo_epi16(nibbles, factors_), offsets_);
-    }
-
-  private:
-    __m512i factors_, offsets_;
-};
-
 class ExpandGroup {
   public:
     ExpandGroup(const uint8_t* factors, const uint8_t* offsets) {
@@ -64,8 +47,7 @@ class ExpandGroup {
 };
 
 // Expands the lines of 32 inputs into the lines of a panel's two tiles.
-template <class Expand>
-inline void expand_lines(const Expand& first, const Expand& second, const uint8_t* nibbles,
+inline void expand_lines(const ExpandGroup& first, const ExpandGroup& second, const uint8_t* nibbles,
                          uint8_t* lines) {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j, nibbles += 64, lines += 64) {
@@ -76,45 +58,47 @@ inline void expand_lines(const Expand& first, const Expand& second, const uint8_
     }
 }
 
-// Multiplies rows [0, R) with a panel in the format kInt4; as vnni_panel. If `IsKept`, the panel is
-// also written to `expanded`, which takes almost no time.
+// Multiplies rows [0, R) with the `num_blocks` blocks of a group; as vnni_panel. If `IsKept`, the int8
+// weights are also written to `panel`, which takes almost no time.
 template <int R, bool IsKept = false>
-inline void int4_panel(const uint8_t* weights, const int8_t* rows, int64_t num_blocks,
-                       const RowScale* row_scales, const Output& output,
-                       uint8_t* expanded = nullptr) {
+inline void group_panel(const uint8_t* group, const int8_t* rows, int64_t num_blocks,
+                        const RowScale* row_scales, const Output& output, uint8_t* panel) {
     constexpr int kPhases = R <= 2 ? 4 / R : 1;
     __m512i sums[R][2][kPhases];
-    for (auto& row : sums)
-        for (auto& half : row)
+    for (int r = 0; r < R; ++r) {
+        for (auto& half : sums[r]) {
             for (auto& sum : half) sum = _mm512_setzero_si512();
-    for (int64_t b = 0; b < num_blocks; ++b) {
-        const uint8_t* const block = weights + b * kInt4BlockBytes;
-        _mm_prefetch(block + kPrefetchBytes, _MM_HINT_T0);
-        for (int half = 0; half < 2; ++half) {
-            const uint8_t* const parameters = block + half * kPanelChannels;
-            const ExpandInt4 first(parameters), second(parameters + 16);
-            const uint8_t* const nibbles = block + 64 + 512 * half;
-            const int8_t* const part = rows + b * kTileBytes + 32 * half;
+            half[0] = _mm512_set1_epi32(-row_scales[r].compensation);
+        }
+    }
+    const uint8_t* const factors = group + 2 * kPanelChannels;
+    const uint8_t* const offsets = factors + kGroupParameters;
+    const uint8_t* const nibbles = offsets + kGroupParameters;
+    for (int i = 0; i < 5; ++i) _mm_prefetch(group + 64 * i + kPrefetchBytes, _MM_HINT_T0);
+    for (int64_t i = 0; i < 2 * num_blocks; ++i) {
+        const uint8_t* const factor = factors + i * kPanelChannels;
+        const uint8_t* const offset = offsets + i * kPanelChannels;
+        const ExpandGroup first(factor, offset), second(factor + 16, offset + 16);
+        const uint8_t* const lines = nibbles + i * 512;
+        const int8_t* const part = rows + i / 2 * kTileBytes + i % 2 * 32;
 #pragma GCC unroll 8
-            for (int j = 0; j < 8; ++j) {
-                const __m512i both = _mm512_load_si512(nibbles + 64 * j);
-                _mm_prefetch(nibbles + 64 * j + kPrefetchBytes, _MM_HINT_T0);
-                const __m512i low = first(lower_bits(both)), high = second(upper_bits(both));
-                if constexpr (IsKept) {
-                    uint8_t* const line =
-                        expanded + b * kPanelBlockBytes + 512 * half + 64 * j;
-                    _mm512_store_si512(line, low);
-                    _mm512_store_si512(line + kTileBytes, high);
-                }
+        for (int j = 0; j < 8; ++j) {
+            const __m512i both = _mm512_load_si512(lines + 64 * j);
+            _mm_prefetch(lines + 64 * j + kPrefetchBytes, _MM_HINT_T0);
+            const __m512i low = first(lower_bits(both)), high = second(upper_bits(both));
+            if constexpr (IsKept) {
+                uint8_t* const line = panel + i / 2 * kPanelBlockBytes + i % 2 * 512 + 64 * j;
+                _mm512_store_si512(line, low);
+                _mm512_store_si512(line + kTileBytes, high);
+            }
 #pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) {
-                    int32_t four;
-                    std::memcpy(&four, part + 64 * r + 4 * j, sizeof four);
-                    const __m512i x = _mm512_set1_epi32(four);
-                    auto& sum = sums[r];
-                    sum[0][j % kPhases] = _mm512_dpbusd_epi32(sum[0][j % kPhases], low, x);
-                    sum[1][j % kPhases] = _mm512_dpbusd_epi32(sum[1][j % kPhases], high, x);
-                }
+            for (int r = 0; r < R; ++r) {
+                int32_t four;
+                std::memcpy(&four, part + 64 * r + 4 * j, sizeof four);
+                const __m512i x = _mm512_set1_epi32(four);
+                auto& sum = sums[r];
+                sum[0][j % kPhases] = _mm512_dpbusd_epi32(sum[0][j % kPhases], low, x);
+                sum[1][j % kPhases] = _mm512_dpbusd_epi32(sum[1][j % kPhases], high, x);
             }
         }
     }
@@ -123,31 +107,31 @@ inline void int4_panel(const uint8_t* weights, const int8_t* rows, int64_t num_b
         for (int r = 0; r < R; ++r) {
             __m512i sum = sums[r][half][0];
             for (int p = 1; p < kPhases; ++p) sum = _mm512_add_epi32(sum, sums[r][half][p]);
-            finish(r, row_scales[r], without_bias({sum}, row_scales[r]));
+            finish(r, row_scales[r], {sum});
         }
     }
 }
 
-// Multiplies a panel in the format kInt4 with `num_rows` rows; as VectorProduct. `expanded` is space
-// for the panel in int8.
-inline void int4_product(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
-                         int64_t num_rows, int64_t num_blocks, const RowScale* scales,
-                         const Output& output, uint8_t* expanded) {
+// Multiplies the blocks of a group with `num_rows` rows; as VectorProduct. `panel` is space for the
+// group in int8.
+inline void group_product(const uint8_t* group, const int8_t* tiles, int64_t tile_stride,
+                          int64_t num_rows, int64_t num_blocks, const RowScale* scales,
+                          const Output& output, uint8_t* panel) {
     switch (num_rows) {
-        case 1: return int4_panel<1>(weights, tiles, num_blocks, scales, output);
-        case 2: return int4_panel<2>(weights, tiles, num_blocks, scales, output);
-        case 3: return int4_panel<3>(weights, tiles, num_blocks, scales, output);
-        case 4: return int4_panel<4>(weights, tiles, num_blocks, scales, output);
-        case 5: return int4_panel<5>(weights, tiles, num_blocks, scales, output);
-        case 6: return int4_panel<6>(weights, tiles, num_blocks, scales, output);
-        case 7: return int4_panel<7>(weights, tiles, num_blocks, scales, output);
-        case 8: return int4_panel<8>(weights, tiles, num_blocks, scales, output);
-        default: int4_panel<8, true>(weights, tiles, num_blocks, scales, output, expanded);
+        case 1: return group_panel<1>(group, tiles, num_blocks, scales, output, panel);
+        case 2: return group_panel<2>(group, tiles, num_blocks, scales, output, panel);
+        case 3: return group_panel<3>(group, tiles, num_blocks, scales, output, panel);
+        case 4: return group_panel<4>(group, tiles, num_blocks, scales, output, panel);
+        case 5: return group_panel<5>(group, tiles, num_blocks, scales, output, panel);
+        case 6: return group_panel<6>(group, tiles, num_blocks, scales, output, panel);
+        case 7: return group_panel<7>(group, tiles, num_blocks, scales, output, panel);
+        case 8: return group_panel<8>(group, tiles, num_blocks, scales, output, panel);
+        default: group_panel<8, true>(group, tiles, num_blocks, scales, output, panel);
     }
     for (int64_t first = 8; first < num_rows; first += 8) {
         const int8_t* rows = tiles + first / kTileRows * tile_stride + first % kTileRows * 64;
         const int64_t count = num_rows - first < 8 ? num_rows - first : 8;
-        vnni_rows(count, expanded, rows, num_blocks, scales, first, output);
+        vnni_rows(count, panel, rows, num_blocks, scales, first, output);
     }
 }
 

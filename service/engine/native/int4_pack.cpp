@@ -1,158 +1,110 @@
-// Converts weights to the packed formats of int4.h, panel by panel on all threads.
-
-#include <omp.h>
+// Converts weights to the packed format of int4.h, panel by panel on all threads.
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <vector>
 
+#include "blocks.h"
 #include "int4.h"
 #include "linear.h"
+#include "pack.h"
 #include "rotate.h"
-#include "threads.h"
 
 namespace chatrpc {
 namespace {
 
 constexpr int64_t kGroupInputs = kGroupBlocks * kBlock;
+constexpr int64_t kGroupParts = kGroupInputs / kPartValues;
+static_assert(kPartValues == kScaledInputs);
 
-// Calls `pack_panel(panel index)` for all panels, on all threads.
-template <class PackPanel>
-void for_each_panel(int64_t out_features, PackPanel pack_panel) {
-    const int64_t num_panels = (out_features + kPanelChannels - 1) / kPanelChannels;
-    in_parallel(omp_get_max_threads(), num_panels, 1, 1, [&](int thread, Parts& panels) {
-        for (int64_t p, last; panels.take(thread, p, last);) {
-            for (; p < last; ++p) pack_panel(p);
+// The rows of a weight in the groups of linear.h.
+struct GroupedRows {
+    const uint8_t* values;
+    const float* scales;
+    const float* minimums;
+    int64_t in_features, group_size;
+
+    void read(int64_t n, int64_t k, Part& part) const {
+        const uint8_t* const packed = values + (n * in_features + k) / 2;
+        for (int i = 0; i < 16; ++i) {
+            part.values[2 * i] = static_cast<int8_t>(packed[i] & 15);
+            part.values[2 * i + 1] = static_cast<int8_t>(packed[i] >> 4);
         }
-    });
-}
-
-// Writes a channel's values for 32 inputs, each from 0 to 15, into the lines of these inputs. The
-// lines are zeros before.
-void put_nibbles(const uint8_t* values, int64_t channel, uint8_t* lines) {
-    const int shift = channel < 16 ? 0 : 4;
-    uint8_t* const place = lines + channel % 16 * 4;
-    for (int64_t k = 0; k < kScaledInputs; ++k) {
-        place[k / 4 * 64 + k % 4] |= static_cast<uint8_t>(values[k] << shift);
+        const int64_t group = (n * in_features + k) / group_size;
+        part.scales[0] = scales[group];
+        part.minimum = minimums == nullptr ? 8.0f * scales[group] : minimums[group];
     }
-}
-
-// The quantization of 32 weights that minimizes the squared error, for a given scale of the channel.
-struct Best {
-    float error = std::numeric_limits<float>::infinity();
-    int scale = 1, zero = 8;
 };
 
-// The integers q of 16 weights with w = (q - zero) * step, and z as floats.
-inline Floats quantized(Floats w, Floats inverse, Floats zero, Floats least, Floats most) {
-    const Floats q = to_floats(round_to_ints(w * inverse)) + zero;
-    return min(max(q, least), most);
-}
+// 32 weights as floats.
+struct Weights32 {
+    Floats low, high;
 
-struct Limits {
-    Floats zero, least, most;
-
-    // v = (q - zero) * scale must fit into a signed byte.
-    Limits(int scale, int z)
-        : zero(broadcast(static_cast<float>(z))),
-          least(broadcast(static_cast<float>(std::max(0, z - 128 / scale)))),
-          most(broadcast(static_cast<float>(std::min(15, z + 127 / scale)))) {}
+    bool are_finite() const { return (finite_lanes(low) & finite_lanes(high)) == 0xffff; }
 };
 
-// The greatest group scale that a channel's scale is chosen for, and the part of a group's range
-// that its 16 values should span. Measured: the least squared error.
-constexpr float kTopScale = 15.0f;
-constexpr float kSpan = 0.92f;
+// The parts of a group's range that its 16 values are tried on. Values outside are clipped.
+constexpr float kSpans[] = {1.0f, 0.95f, 0.9f, 0.85f, 0.8f};
 
-Best best_parameters(const float* weights, float low, float high, float channel_scale) {
-    const Floats w[2] = {load(weights), load(weights + 16)};
-    const float expected = (high - low) / (15.0f * channel_scale);
-    const int first = std::clamp(static_cast<int>(0.75f * expected), 1, 16);
-    const int last = std::clamp(static_cast<int>(1.02f * expected) + 1, 1, 16);
-    Best best;
-    for (int scale = first; scale <= last; ++scale) {
-        const float step = static_cast<float>(scale) * channel_scale;
-        const Floats steps = broadcast(step), inverse = broadcast(1.0f / step);
-        const float middle = 7.5f - 0.5f * (low + high) / step;
-        const int nearest = static_cast<int>(std::lround(std::clamp(middle, 1.0f, 14.0f)));
-        for (int z = nearest - 1; z <= nearest + 1; ++z) {
-            const Limits limits(scale, z);
-            Floats errors = zero_floats();
-            for (const Floats& part : w) {
-                const Floats q = quantized(part, inverse, limits.zero, limits.least, limits.most);
-                const Floats difference = fms(q - limits.zero, steps, part);
-                errors = fma(difference, difference, errors);
-            }
-            const float error = sum(errors);
-            if (error < best.error) best = {error, scale, z};
-        }
+// Quantizes 32 weights to values from 0 to 15 with the scale and the minimum of the least squared error
+// among several clippings of the range. For the values of each clipping they are a linear regression.
+void quantize_part(const Weights32& w, Part& part) {
+    part.scales[0] = part.minimum = 0.0f;
+    std::memset(part.values, 0, sizeof part.values);
+    const Floats zero = zero_floats();
+    const float greatest = largest(max(w.low, w.high));
+    const float least = -largest(max(zero - w.low, zero - w.high));
+    if (!w.are_finite() || !(greatest - least <= std::numeric_limits<float>::max())) {
+        part.scales[0] = std::numeric_limits<float>::quiet_NaN();
+        return;
     }
-    return best;
+    constexpr float kCount = kPartValues;
+    const float sum_w = sum(w.low + w.high);
+    part.minimum = -sum_w / kCount;
+    float best = 0.0f;  // the part of the squared error that the values remove
+    for (const float span : kSpans) {
+        const float step = (greatest - least) * span * (1.0f / 15.0f);
+        const float inverse = 1.0f / step;
+        if (!(inverse < std::numeric_limits<float>::infinity())) return;
+        const Floats factor = broadcast(inverse);
+        const Floats offset = broadcast(7.5f - 0.5f * (least + greatest) * inverse);
+        const Floats fifteen = broadcast(15.0f);
+        const Ints low = round_to_ints(min(max(fma(w.low, factor, offset), zero), fifteen));
+        const Ints high = round_to_ints(min(max(fma(w.high, factor, offset), zero), fifteen));
+        const Floats a = to_floats(low), b = to_floats(high);
+        const float sum_q = sum(a + b);
+        const float sum_qq = sum(fma(a, a, b * b));
+        const float sum_qw = sum(fma(a, w.low, b * w.high));
+        const float variance = kCount * sum_qq - sum_q * sum_q;
+        const float covariance = kCount * sum_qw - sum_q * sum_w;
+        const float removed = covariance * covariance / variance;
+        if (!(removed > best)) continue;
+        best = removed;
+        part.scales[0] = covariance / variance;
+        part.minimum = (part.scales[0] * sum_q - sum_w) / kCount;
+        int8_t q[2 * kPartValues];
+        store(q, to_bytes(low, high, low, high));
+        std::memcpy(part.values, q, sizeof part.values);
+    }
 }
 
-// Writes channel `channel` of a panel from its rotated weights, and returns its scale.
-float put_int4_channel(const float* rotated, int64_t num_blocks, int64_t channel, uint8_t* panel) {
-    const int64_t num_parts = num_blocks * kBlock / kScaledInputs;
-    float widest = 0.0f;
-    thread_local std::vector<float> bounds;
-    bounds.resize(2 * num_parts);
-    for (int64_t i = 0; i < num_parts; ++i) {
-        const Floats a = load(rotated + 32 * i), b = load(rotated + 32 * i + 16);
-        const Floats zero = zero_floats();
-        const float high = largest(max(a, b)), low = -largest(max(zero - a, zero - b));
-        bounds[2 * i] = low;
-        bounds[2 * i + 1] = high;
-        widest = std::max(widest, high - low);
-    }
-    const float channel_scale = widest * (kSpan / (15.0f * kTopScale));
-    if (!(1.0f / channel_scale < std::numeric_limits<float>::infinity())) return 0.0f;
-    for (int64_t i = 0; i < num_parts; ++i) {
-        const float* const weights = rotated + 32 * i;
-        const Best best =
-            best_parameters(weights, bounds[2 * i], bounds[2 * i + 1], channel_scale);
-        const float step = static_cast<float>(best.scale) * channel_scale;
-        const Limits limits(best.scale, best.zero);
-        uint8_t values[kScaledInputs];
-        for (int half = 0; half < 2; ++half) {
-            float q[16];
-            store(q, quantized(load(weights + 16 * half), broadcast(1.0f / step), limits.zero,
-                               limits.least, limits.most));
-            for (int k = 0; k < 16; ++k) values[16 * half + k] = static_cast<uint8_t>(q[k]);
-        }
-        uint8_t* const block = panel + i / 2 * kInt4BlockBytes;
-        block[i % 2 * kPanelChannels + channel] =
-            static_cast<uint8_t>((best.scale - 1) | best.zero << 4);
-        put_nibbles(values, channel, block + 64 + i % 2 * 512);
-    }
-    return channel_scale;
-}
-
+// The rows of a float weight, quantized to 4 bits when they are read.
 template <class Type>
-void pack_int4(const void* weight, int64_t out_features, int64_t in_features, uint8_t* packed,
-               float* scales) {
-    const auto* const values = static_cast<const typename Type::Value*>(weight);
-    const int64_t num_blocks = (in_features + kBlock - 1) / kBlock;
-    for_each_panel(out_features, [&](int64_t index) {
-        thread_local std::vector<float> rotated;
-        rotated.resize(num_blocks * kBlock);
-        uint8_t* const panel = packed + index * num_blocks * kInt4BlockBytes;
-        std::memset(panel, 0, num_blocks * kInt4BlockBytes);
-        for (int64_t c = 0; c < kPanelChannels; ++c) {
-            const int64_t n = index * kPanelChannels + c;
-            scales[n] = 0.0f;
-            if (n >= out_features) continue;
-            const float amax =
-                rotate<Type>(values + n * in_features, in_features, rotated.data());
-            if (amax == amax) {
-                scales[n] = put_int4_channel(rotated.data(), num_blocks, c, panel) * 0.125f;
-            } else {
-                scales[n] = amax;
-            }
+struct FloatRows {
+    const typename Type::Value* values;
+    int64_t in_features;
+
+    void read(int64_t n, int64_t k, Part& part) const {
+        typename Type::Value last[kPartValues] = {};
+        const typename Type::Value* from = values + n * in_features + k;
+        if (in_features - k < kPartValues) {
+            std::memcpy(last, from, (in_features - k) * sizeof *from);
+            from = last;
         }
-    });
-}
+        quantize_part({Type::load(from), Type::load(from + 16)}, part);
+    }
+};
 
 uint16_t bfloat16_above(float value) {
     uint32_t bits;
@@ -167,34 +119,33 @@ float to_float(uint16_t bfloat16) {
     return value;
 }
 
-// 32 weights of a channel: q * scale - minimum, with a scale that is not negative.
-struct Part {
-    uint8_t values[kScaledInputs] = {};
-    uint8_t least = 0, most = 0;  // of the values
-    float scale = 0.0f, minimum = 0.0f;
+int nearest(float x) { return static_cast<int>(std::floor(x + 0.5f)); }
 
+// 32 weights of a channel, with a scale that is not negative.
+struct ChannelPart : Part {
+    int least = 0, most = 0, sum = 0;  // of the values
+
+    void complete() {
+        if (scales[0] < 0.0f) {
+            for (int8_t& value : values) value = static_cast<int8_t>(15 - value);
+            scales[0] = -scales[0];
+            minimum += 15.0f * scales[0];
+        }
+        uint8_t low = 15, high = 0;
+        int total = 0;
+        for (int k = 0; k < kPartValues; ++k) {
+            const auto value = static_cast<uint8_t>(values[k]);
+            low = std::min(low, value);
+            high = std::max(high, value);
+            total += value;
+        }
+        least = low, most = high, sum = total;
+    }
     float magnitude() const {
-        return std::max(std::abs(static_cast<float>(least) * scale - minimum),
-                        std::abs(static_cast<float>(most) * scale - minimum));
+        return std::max(std::abs(static_cast<float>(least) * scales[0] - minimum),
+                        std::abs(static_cast<float>(most) * scales[0] - minimum));
     }
 };
-
-Part read_part(const uint8_t* packed, float scale, float minimum) {
-    Part part;
-    for (int64_t k = 0; k < kScaledInputs; ++k) {
-        part.values[k] = packed[k / 2] >> (k % 2 * 4) & 15;
-    }
-    if (scale < 0.0f) {  // q becomes 15 - q
-        for (uint8_t& value : part.values) value = 15 - value;
-        scale = -scale;
-        minimum += 15.0f * scale;
-    }
-    part.scale = scale;
-    part.minimum = minimum;
-    part.least = *std::min_element(part.values, part.values + kScaledInputs);
-    part.most = *std::max_element(part.values, part.values + kScaledInputs);
-    return part;
-}
 
 // The value of q before the offset is added, as in int4.h.
 inline int before_offset(int q, int factor) {
@@ -202,25 +153,42 @@ inline int before_offset(int q, int factor) {
 }
 
 // The offset for which the mean of 32 weights has the least error.
-int best_offset(const Part& part, int factor, float group_scale) {
-    float difference = 0.0f;
-    for (const uint8_t q : part.values) {
-        const float exact = (static_cast<float>(q) * part.scale - part.minimum) / group_scale;
-        difference += exact - static_cast<float>(before_offset(q, factor));
+int best_offset(const ChannelPart& part, int factor, float inverse_scale) {
+    const auto sixteenths = static_cast<uint8_t>(factor & 15);
+    int fractions = 0;
+    for (int k = 0; k < kPartValues; ++k) {
+        fractions += static_cast<uint8_t>(static_cast<uint8_t>(part.values[k]) * sixteenths) >> 4;
     }
-    const int offset = 128 + static_cast<int>(std::lround(difference / kScaledInputs));
+    const float exact = static_cast<float>(part.sum) * part.scales[0] - kPartValues * part.minimum;
+    const auto stored = static_cast<float>(part.sum * (factor >> 4) + fractions);
+    const int offset = 128 + nearest((exact * inverse_scale - stored) / kPartValues);
     return std::clamp(offset, -before_offset(part.least, factor),
                       255 - before_offset(part.most, factor));
 }
 
+// Writes a channel's values for 32 inputs, each from 0 to 15, into the lines of these inputs. The
+// lines are zeros before.
+void put_nibbles(const int8_t* values, int64_t channel, uint8_t* lines) {
+    const int shift = channel < 16 ? 0 : 4;
+    uint8_t* const place = lines + channel % 16 * 4;
+    for (int64_t j = 0; j < kPartValues / 4; ++j) {
+        uint32_t four, other;
+        std::memcpy(&four, values + 4 * j, sizeof four);
+        std::memcpy(&other, place + 64 * j, sizeof other);
+        other |= four << shift;
+        std::memcpy(place + 64 * j, &other, sizeof other);
+    }
+}
+
 // Writes 128 inputs of channel `channel`, or the `num_parts` times 32 that exist, to a group.
-void put_group(const Part* parts, int num_parts, int64_t channel, uint8_t* group) {
+void put_group(const ChannelPart* parts, int64_t num_parts, int64_t channel, uint8_t* group) {
     float largest_scale = 0.0f, magnitude = 0.0f;
     bool is_finite = true;
-    for (int i = 0; i < num_parts; ++i) {
-        is_finite = is_finite && std::isfinite(parts[i].magnitude() + parts[i].scale);
-        largest_scale = std::max(largest_scale, parts[i].scale);
-        magnitude = std::max(magnitude, parts[i].magnitude());
+    for (int64_t i = 0; i < num_parts; ++i) {
+        const float size = parts[i].magnitude();
+        is_finite = is_finite && std::isfinite(size + parts[i].scales[0]);
+        largest_scale = std::max(largest_scale, parts[i].scales[0]);
+        magnitude = std::max(magnitude, size);
     }
     // A weight of 126 has a step left for the rounding of the offset.
     const float least = std::max(magnitude / 126.0f, largest_scale * (16.0f / 255.0f));
@@ -230,17 +198,47 @@ void put_group(const Part* parts, int num_parts, int64_t channel, uint8_t* group
     uint8_t* const factors = group + 2 * kPanelChannels;
     uint8_t* const offsets = factors + kGroupParameters;
     uint8_t* const nibbles = offsets + kGroupParameters;
-    for (int i = 0; i < 4; ++i) {
+    const float inverse_scale = 1.0f / to_float(stored);
+    for (int64_t i = 0; i < kGroupParts; ++i) {
         int factor = 0, offset = 128;
         if (i < num_parts && is_finite && !is_zero) {
-            const float scale = to_float(stored);
-            factor = static_cast<int>(std::lround(parts[i].scale * 16.0f / scale));
-            offset = best_offset(parts[i], factor, scale);
+            factor = nearest(parts[i].scales[0] * 16.0f * inverse_scale);
+            offset = best_offset(parts[i], factor, inverse_scale);
             put_nibbles(parts[i].values, channel, nibbles + i * 512);
         }
         factors[i * kPanelChannels + channel] = static_cast<uint8_t>(factor);
         offsets[i * kPanelChannels + channel] = static_cast<uint8_t>(offset);
     }
+}
+
+template <class Rows>
+void pack_groups(const Rows& rows, int64_t out_features, int64_t in_features, uint8_t* packed) {
+    const int64_t bytes = panel_bytes(kGroups, (in_features + kBlock - 1) / kBlock);
+    for_each_panel(out_features, [&](int64_t index) {
+        uint8_t* const panel = packed + index * bytes;
+        std::memset(panel, 0, bytes);
+        const int64_t first = index * kPanelChannels;
+        const int64_t last = std::min(out_features - first, kPanelChannels);
+        for (int64_t c = 0; c < last; ++c) {
+            for (int64_t k = 0; k < in_features; k += kGroupInputs) {
+                ChannelPart parts[kGroupParts];
+                int64_t num_parts = 0;
+                for (; num_parts < kGroupParts; ++num_parts) {
+                    const int64_t input = k + num_parts * kPartValues;
+                    if (input >= in_features) break;
+                    rows.read(first + c, input, parts[num_parts]);
+                    parts[num_parts].complete();
+                }
+                put_group(parts, num_parts, c, panel + k / kGroupInputs * kGroupBytes);
+            }
+        }
+    });
+}
+
+template <class Type>
+void pack_floats(const void* weight, int64_t out_features, int64_t in_features, uint8_t* packed) {
+    const FloatRows<Type> rows{static_cast<const typename Type::Value*>(weight), in_features};
+    pack_groups(rows, out_features, in_features, packed);
 }
 
 }  // namespace
@@ -249,40 +247,24 @@ void put_group(const Part* parts, int num_parts, int64_t channel, uint8_t* group
 using namespace chatrpc;
 
 void chatrpc_int4_pack(const void* weight, int32_t type, int64_t out_features, int64_t in_features,
-                       uint8_t* packed, float* scales) {
+                       uint8_t* packed) {
     switch (type) {
-        case 1: return pack_int4<BFloat16>(weight, out_features, in_features, packed, scales);
-        case 2: return pack_int4<Float16>(weight, out_features, in_features, packed, scales);
-        default: return pack_int4<Float32>(weight, out_features, in_features, packed, scales);
+        case 1: return pack_floats<BFloat16>(weight, out_features, in_features, packed);
+        case 2: return pack_floats<Float16>(weight, out_features, in_features, packed);
+        default: return pack_floats<Float32>(weight, out_features, in_features, packed);
     }
 }
 
-void chatrpc_groups_pack(const uint8_t* values, const float* scales, const float* minimums,
-                         int64_t out_features, int64_t in_features, int64_t group_size,
-                         uint8_t* packed) {
-    const int64_t num_blocks = (in_features + kBlock - 1) / kBlock;
-    const int64_t bytes = panel_bytes(kGroups, num_blocks);
-    const int64_t num_scales = in_features / group_size;
-    for_each_panel(out_features, [&](int64_t index) {
-        uint8_t* const panel = packed + index * bytes;
-        std::memset(panel, 0, bytes);
-        const int64_t last = std::min(out_features - index * kPanelChannels, kPanelChannels);
-        for (int64_t c = 0; c < last; ++c) {
-            const int64_t n = index * kPanelChannels + c;
-            for (int64_t k = 0; k < in_features; k += kGroupInputs) {
-                Part parts[4];
-                int num_parts = 0;
-                for (; num_parts < 4 && k + num_parts * kScaledInputs < in_features; ++num_parts) {
-                    const int64_t place = k + num_parts * kScaledInputs;
-                    const float scale = scales[n * num_scales + place / group_size];
-                    const float minimum = minimums == nullptr
-                                              ? 8.0f * scale
-                                              : minimums[n * num_scales + place / group_size];
-                    parts[num_parts] = read_part(
-                        values + (n * in_features + place) / 2, scale, minimum);
-                }
-                put_group(parts, num_parts, c, panel + k / kGroupInputs * kGroupBytes);
-            }
-        }
+void chatrpc_int4_pack_groups(const uint8_t* values, const float* scales, const float* minimums,
+                              int64_t out_features, int64_t in_features, int64_t group_size,
+                              uint8_t* packed) {
+    pack_groups(GroupedRows{values, scales, minimums, in_features, group_size}, out_features,
+                in_features, packed);
+}
+
+void chatrpc_int4_pack_blocks(const uint8_t* blocks, int32_t type, int64_t out_features,
+                              int64_t in_features, uint8_t* packed) {
+    with_block_rows(type, blocks, in_features, [&](const auto& rows) {
+        pack_groups(rows, out_features, in_features, packed);
     });
 }

@@ -134,38 +134,41 @@ void quantize_rows(const Call& call, const Activations& activations, int64_t fir
     }
 }
 
-// Multiplies a panel of 4-bit weights with rows that have one scale each.
-template <class Product>
-void multiply_int4(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride, int64_t rows,
-                   int64_t num_blocks, const RowScale* scales, const Output& output) {
-    auto* panel = reinterpret_cast<uint8_t*>(kept_space<2>(num_blocks * kPanelBlockBytes));
-#ifdef CHATRPC_AVX512
-    if constexpr (std::is_same_v<Product, VectorProduct>) {
-        return int4_product(weights, tiles, tile_stride, rows, num_blocks, scales, output, panel);
-    }
-#endif
-    expand_int4(weights, num_blocks, panel);
-    Product()(panel, tiles, tile_stride, rows, num_blocks, scales, output);
-}
-
 // Multiplies a panel of 4-bit weights with rows that have a scale for each group of inputs. The
 // products of the groups are added in order. `stride` is the distance of a row's scales.
 template <class Product>
 void multiply_groups(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
                      int64_t rows, int64_t num_blocks, const RowScale* scales, int64_t stride,
-                     Output output) {
-    alignas(64) static constexpr float kZeros[kPanelChannels] = {};
+                     const Output& output) {
     alignas(64) uint8_t panel[kGroupBlocks * kPanelBlockBytes];
     alignas(64) float group_scales[kPanelChannels];
-    output.scales = group_scales;
+    // The sums are together in the cache. Rows of the output may be a power of 2 apart.
+    auto* const sums = reinterpret_cast<float*>(kept_space<2>(rows * kPanelChannels * 4));
+    Output partial{group_scales, output.bias, nullptr, sums, kPanelChannels, {0xffff, 0xffff}};
     for (int64_t b = 0; b < num_blocks; b += kGroupBlocks) {
         const int64_t count = std::min(num_blocks - b, kGroupBlocks);
-        expand_group(weights, count, panel, group_scales);
-        Product()(panel, tiles + b * kTileBytes, tile_stride, rows, count, scales, output);
-        output.bias = kZeros;
-        output.residual = output.out;
+        const int8_t* const group_tiles = tiles + b * kTileBytes;
+        read_scales(weights, group_scales);
+#ifdef CHATRPC_AVX512
+        if constexpr (std::is_same_v<Product, VectorProduct>) {
+            group_product(weights, group_tiles, tile_stride, rows, count, scales, partial, panel);
+        } else
+#endif
+        {
+            expand_group(weights, count, panel);
+            Product()(panel, group_tiles, tile_stride, rows, count, scales, partial);
+        }
+        partial.is_added = true;
         weights += kGroupBytes;
         scales += stride;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int half = 0; half < 2; ++half) {
+            const int64_t place = r * output.stride + 16 * half;
+            Floats y = load(sums + r * kPanelChannels + 16 * half);
+            if (output.residual != nullptr) y = y + load(output.residual + place, output.mask[half]);
+            store(output.out + place, output.mask[half], y);
+        }
     }
 }
 
@@ -194,17 +197,11 @@ void multiply_panels(const Call& call, const Activations& activations, int64_t f
             const int64_t stride = activations.tile_stride;
             const int8_t* const tiles = activations.tiles + first / kTileRows * stride;
             const RowScale* const scales = activations.scales + first;
-            switch (layer.format) {
-                case kInt4:
-                    multiply_int4<Product>(weights, tiles, stride, rows, call.num_blocks, scales,
-                                           output);
-                    break;
-                case kGroups:
-                    multiply_groups<Product>(weights, tiles, stride, rows, call.num_blocks, scales,
-                                             call.rows, output);
-                    break;
-                default:
-                    Product()(weights, tiles, stride, rows, call.num_blocks, scales, output);
+            if (layer.format == kGroups) {
+                multiply_groups<Product>(weights, tiles, stride, rows, call.num_blocks, scales,
+                                         call.rows, output);
+            } else {
+                Product()(weights, tiles, stride, rows, call.num_blocks, scales, output);
             }
         }
     }

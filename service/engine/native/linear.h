@@ -39,16 +39,26 @@ void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, in
 void chatrpc_linear_pack(const void* weight, int32_t type, int64_t out_features,
                          int64_t in_features, uint8_t* packed, float* scales);
 
-// The same for the format kInt4.
-void chatrpc_int4_pack(const void* weight, int32_t type, int64_t out_features, int64_t in_features,
-                       uint8_t* packed, float* scales);
+// The same for a weight in blocks of GGUF's types (blocks.h has the numbers of the types).
+void chatrpc_linear_pack_blocks(const uint8_t* blocks, int32_t type, int64_t out_features,
+                                int64_t in_features, uint8_t* packed, float* scales);
 
-// Packs a weight in the format kGroups. `values` [out_features, in_features / 2] has two values in a
-// byte, the one with the even index in the lower bits; `scales` and `minimums` are [out_features,
+// The functions below pack a weight in the format kGroups. This one quantizes a weight of
+// chatrpc_linear_pack's types to 4 bits.
+void chatrpc_int4_pack(const void* weight, int32_t type, int64_t out_features, int64_t in_features,
+                       uint8_t* packed);
+
+// Packs a weight that has 4 bits. `values` [out_features, in_features / 2] has two values in a byte,
+// the one with the even index in the lower bits; `scales` and `minimums` are [out_features,
 // in_features / group_size] and the weights value * scale - minimum. group_size is a multiple of 32.
-void chatrpc_groups_pack(const uint8_t* values, const float* scales, const float* minimums,
-                         int64_t out_features, int64_t in_features, int64_t group_size,
-                         uint8_t* packed);
+// Without minimums (null), they are 8 * scale.
+void chatrpc_int4_pack_groups(const uint8_t* values, const float* scales, const float* minimums,
+                              int64_t out_features, int64_t in_features, int64_t group_size,
+                              uint8_t* packed);
+
+// Packs a weight in blocks of the types Q4_0, Q4_1 or Q4_K.
+void chatrpc_int4_pack_blocks(const uint8_t* blocks, int32_t type, int64_t out_features,
+                              int64_t in_features, uint8_t* packed);
 
 // Returns the name of the instructions that the library was compiled for; see levels.py.
 const char* chatrpc_cpu_level();

@@ -21,12 +21,14 @@ import mmap
 import platform
 import warnings
 from enum import IntEnum
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.engine.gguf_blocks import BlockWeight
 from service.engine.grouped_weight import GroupedWeight
 
 BLOCK = 64  # inputs that are rotated together; K is padded with zeros to a multiple of it
@@ -34,6 +36,13 @@ PANEL = 32  # output channels that are adjacent in a packed weight
 _CHUNK = 1 << 20  # weights that are quantized, and in memory as floats, at once
 _ARENA_BYTES = 32 << 20
 _SMALLEST = 1e-30  # smaller rows count as zeros; 2^17 divided by it fits a float32
+
+
+FloatOrGroups = Tensor | GroupedWeight | BlockWeight
+BLOCK_TYPES = {
+    kind: number
+    for number, kind in enumerate(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))
+}  # the numbers in blocks.h
 
 
 class PrologueKind(IntEnum):
@@ -89,17 +98,17 @@ def _sylvester(size: int) -> Tensor:
 _SIGNS = _sylvester(BLOCK)  # the Hadamard matrix times 8: symmetric, and its own inverse times 64
 
 
-def rotated_rows(weight: Tensor | GroupedWeight, start: int, stop: int) -> Tensor:
+def rotated_rows(weight: FloatOrGroups, start: int, stop: int) -> Tensor:
     """Return rows of a weight [N, K], padded to whole blocks and rotated, in float32."""
-    if isinstance(weight, GroupedWeight):
-        part = weight.rows(start, stop).dequantized()
-    else:
+    if isinstance(weight, Tensor):
         part = weight[start:stop].float()
+    else:
+        part = weight.rows(start, stop).dequantized()
     part = F.pad(part, (0, -part.shape[1] % BLOCK))
     return (part.view(-1, BLOCK) @ (_SIGNS / 8)).view_as(part)
 
 
-def quantize(weight: Tensor | GroupedWeight) -> QuantizedWeight:
+def quantize(weight: FloatOrGroups) -> QuantizedWeight:
     """Rotate and quantize a weight [N, K]: of any float type, or in groups."""
     out_features, in_features = weight.shape
     padded = -(-in_features // BLOCK) * BLOCK
@@ -203,12 +212,10 @@ class NativeLinear:
         return out
 
 
-def pack_int8(
-    library: ctypes.CDLL, weight: Tensor | QuantizedWeight | GroupedWeight
-) -> PackedWeight:
+def pack_int8(library: ctypes.CDLL, weight: FloatOrGroups | QuantizedWeight) -> PackedWeight:
     """Pack a weight [N, K] in int8 with one scale per output channel.
 
-    A float or grouped weight is rotated and quantized on all threads.
+    A weight that is not in int8 is rotated and quantized on all threads.
     """
     if isinstance(weight, QuantizedWeight):
         out_features = len(weight.scale)
@@ -219,17 +226,41 @@ def pack_int8(
     row_bytes = -(-in_features // BLOCK) * BLOCK
     values = arena.allocate(channels * row_bytes)
     scale = torch.empty(channels)
-    # A float weight is packed at once. A grouped one is dequantized in parts.
-    rows_at_once = out_features
-    if isinstance(weight, GroupedWeight):
-        rows_at_once = max(1, _CHUNK // row_bytes // PANEL) * PANEL
-    for start in range(0, out_features, rows_at_once):
-        stop = min(start + rows_at_once, out_features)
-        part = (
-            weight.rows(start, stop).dequantized() if isinstance(weight, GroupedWeight) else weight
+
+    def pack(function: Any, source: Tensor, number: int, start: int, stop: int) -> None:
+        function(
+            ctypes.c_void_p(source.data_ptr()),
+            ctypes.c_int32(number),
+            ctypes.c_int64(stop - start),
+            ctypes.c_int64(in_features),
+            ctypes.c_void_p(values[start * row_bytes :].data_ptr()),
+            ctypes.c_void_p(scale[start:].data_ptr()),
         )
-        pack_floats(library.chatrpc_linear_pack, part, values[start * row_bytes :], scale[start:])
+
+    if isinstance(weight, BlockWeight):
+        number = BLOCK_TYPES[weight.kind]
+        for start, blocks in parts_of_panels(weight):
+            pack(library.chatrpc_linear_pack_blocks, blocks, number, start, start + len(blocks))
+    elif isinstance(weight, Tensor):
+        pack(library.chatrpc_linear_pack, *float_arguments(weight), 0, out_features)
+    else:
+        rows_at_once = max(1, _CHUNK // row_bytes // PANEL) * PANEL
+        for start in range(0, out_features, rows_at_once):
+            stop = min(start + rows_at_once, out_features)
+            part = weight.rows(start, stop).dequantized()
+            pack(library.chatrpc_linear_pack, *float_arguments(part), start, stop)
     return PackedWeight(out_features, in_features, 0, values, scale)
+
+
+def parts_of_panels(weight: BlockWeight) -> list[tuple[int, Tensor]]:
+    """Return a weight's blocks in contiguous parts, each with the output channel that it begins at.
+
+    All parts begin with a panel.
+    """
+    starts = [0, *accumulate(len(part) for part in weight.parts[:-1])]
+    if any(start % PANEL for start in starts):
+        return [(0, weight.blocks.contiguous())]
+    return [(n, part.contiguous()) for n, part in zip(starts, weight.parts, strict=True)]
 
 
 class NativeInt8Linear(NativeLinear):
@@ -238,7 +269,7 @@ class NativeInt8Linear(NativeLinear):
     def __init__(
         self,
         library: ctypes.CDLL,
-        weight: Tensor | QuantizedWeight | GroupedWeight,
+        weight: FloatOrGroups | QuantizedWeight,
         bias: Tensor | None = None,
         norm: Tensor | None = None,
     ) -> None:
@@ -290,22 +321,11 @@ _PACKED_TYPES = {
 }  # the numbers in pack.cpp
 
 
-def pack_floats(function: Any, weight: Tensor, packed: Tensor, scale: Tensor) -> None:
-    """Quantize and pack a float weight [N, K] by a function of linear.h, on all threads.
-
-    The packed values and the scales are written to the beginnings of `packed` and `scale`.
-    """
+def float_arguments(weight: Tensor) -> tuple[Tensor, int]:
+    """Return a float weight [N, K] as the functions of linear.h read it, and its type's number."""
     if weight.dtype not in _PACKED_TYPES:
         weight = weight.float()
-    weight = weight.contiguous()
-    function(
-        ctypes.c_void_p(weight.data_ptr()),
-        ctypes.c_int32(_PACKED_TYPES[weight.dtype]),
-        ctypes.c_int64(weight.shape[0]),
-        ctypes.c_int64(weight.shape[1]),
-        ctypes.c_void_p(packed.data_ptr()),
-        ctypes.c_void_p(scale.data_ptr()),
-    )
+    return weight.contiguous(), _PACKED_TYPES[weight.dtype]
 
 
 # Without VNNI, torch's x86 kernels add pairs of products in 16 bits. With 8-bit activations that
@@ -321,7 +341,7 @@ class TorchInt8Linear:
 
     def __init__(
         self,
-        weight: Tensor | QuantizedWeight | GroupedWeight,
+        weight: FloatOrGroups | QuantizedWeight,
         bias: Tensor | None = None,
         norm: Tensor | None = None,
         *,

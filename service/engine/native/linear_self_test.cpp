@@ -73,9 +73,8 @@ struct Weights {
         }
         for (int64_t n = 0; n < kOut; ++n) {
             for (int64_t k = 0; k < kPaddedIn; ++k) {
-                stored[n * kPaddedIn + k] = format == kInt8   ? int8_weight(n, k)
-                                            : format == kInt4 ? int4_weight(n, k)
-                                                              : group_weight(n, k);
+                stored[n * kPaddedIn + k] =
+                    format == kInt8 ? int8_weight(n, k) : group_weight(n, k);
             }
             for (int64_t k = 0; k < kIn; ++k) {
                 double& value = values[n * kIn + k];
@@ -101,12 +100,6 @@ struct Weights {
     }
     static int nibble(const uint8_t* lines, int64_t n, int64_t k) {
         return lines[k / 4 * 64 + n % 16 * 4 + k % 4] >> (n % 32 / 16 * 4) & 15;
-    }
-    int int4_weight(int64_t n, int64_t k) const {
-        const uint8_t* const block = packed + (n / 32 * kBlocks + k / 64) * kInt4BlockBytes;
-        const int parameter = block[k % 64 / 32 * 32 + n % 32];
-        const int q = nibble(block + 64, n, k % 64);
-        return without_128((q - (parameter >> 4)) * ((parameter & 15) + 1) + 128);
     }
     uint8_t* group(int64_t panel, int64_t g) {
         return packed + (panel * num_groups(kBlocks) + g) * kGroupBytes;
@@ -178,7 +171,7 @@ int32_t check_format(int32_t format) {
 }  // namespace
 
 int32_t chatrpc_linear_self_test() {
-    for (const int32_t format : {kInt8, kInt4, kGroups}) {
+    for (const int32_t format : {kInt8, kGroups}) {
         const int32_t failed = check_format(format);
         if (failed != 0) return 100 * format + failed;
     }

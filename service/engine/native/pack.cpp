@@ -1,19 +1,17 @@
-// Converts a float weight to the packed int8 that the products read. It is rotated, quantized and
-// packed in one pass, panel by panel on all threads.
-
-#include "linear.h"
-
-#include <omp.h>
+// Converts a weight to the packed int8 that the products read. It is rotated, quantized and packed in
+// one pass, panel by panel on all threads.
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
-#include "product.h"
+#include "blocks.h"
+#include "linear.h"
+#include "pack.h"
 #include "quantize.h"
 #include "rotate.h"
-#include "threads.h"
 
 namespace chatrpc {
 namespace {
@@ -34,41 +32,64 @@ void put_channel(const float* rotated, int64_t num_blocks, float factor, int64_t
     }
 }
 
+// Rotates row `n` as `rotate` does.
 template <class Type>
-void pack_panel(const typename Type::Value* weight, int64_t out_features, int64_t in_features,
-                int64_t index, uint8_t* packed, float* scales) {
-    const int64_t num_blocks = (in_features + kBlock - 1) / kBlock;
-    thread_local std::vector<float> rotated;
-    rotated.resize(num_blocks * kBlock);
-    uint8_t* const panel = packed + index * num_blocks * kPanelBlockBytes;
-    for (int64_t c = 0; c < kPanelChannels; ++c) {
-        const int64_t n = index * kPanelChannels + c;
-        float amax = 0.0f;
-        if (n < out_features) amax = rotate<Type>(weight + n * in_features, in_features, rotated.data());
-        // Zeros, weights so small that the factor overflows, or some that are not finite.
-        float factor = 127.0f / amax;
-        if (!(factor < std::numeric_limits<float>::infinity())) {
-            factor = 0.0f;
-            std::fill(rotated.begin(), rotated.end(), 0.0f);
-            if (amax == amax) amax = 0.0f;
-        }
-        scales[n] = amax * (1.0f / (127.0f * 8.0f));
-        put_channel(rotated.data(), num_blocks, factor, c, panel);
+struct RotateFloats {
+    const typename Type::Value* weight;
+    int64_t in_features;
+
+    float operator()(int64_t n, float* rotated) const {
+        return rotate<Type>(weight + n * in_features, in_features, rotated);
     }
+};
+
+template <class Rows>
+struct RotateBlocks {
+    Rows rows;
+    int64_t in_features;
+
+    float operator()(int64_t n, float* rotated) const {
+        for (int64_t k = 0; k < in_features; k += kPartValues) {
+            Part part;
+            rows.read(n, k, part);
+            for (int64_t i = 0; i < kPartValues; ++i) {
+                rotated[k + i] =
+                    static_cast<float>(part.values[i]) * part.scales[i / 16] - part.minimum;
+            }
+        }
+        return rotate<Float32>(rotated, in_features, rotated);
+    }
+};
+
+template <class Rotate>
+void pack(const Rotate& rotate_row, int64_t out_features, int64_t in_features, uint8_t* packed,
+          float* scales) {
+    const int64_t num_blocks = (in_features + kBlock - 1) / kBlock;
+    for_each_panel(out_features, [&](int64_t index) {
+        thread_local std::vector<float> rotated;
+        rotated.resize(num_blocks * kBlock);
+        uint8_t* const panel = packed + index * num_blocks * kPanelBlockBytes;
+        for (int64_t c = 0; c < kPanelChannels; ++c) {
+            const int64_t n = index * kPanelChannels + c;
+            float amax = n < out_features ? rotate_row(n, rotated.data()) : 0.0f;
+            // Zeros, weights so small that the factor overflows, or some that are not finite.
+            float factor = 127.0f / amax;
+            if (!(factor < std::numeric_limits<float>::infinity())) {
+                factor = 0.0f;
+                std::fill(rotated.begin(), rotated.end(), 0.0f);
+                if (amax == amax) amax = 0.0f;
+            }
+            scales[n] = amax * (1.0f / (127.0f * 8.0f));
+            put_channel(rotated.data(), num_blocks, factor, c, panel);
+        }
+    });
 }
 
 template <class Type>
-void pack(const void* weight, int64_t out_features, int64_t in_features, uint8_t* packed,
-          float* scales) {
-    const auto* const values = static_cast<const typename Type::Value*>(weight);
-    const int64_t num_panels = (out_features + kPanelChannels - 1) / kPanelChannels;
-    in_parallel(omp_get_max_threads(), num_panels, 1, 1, [&](int thread, Parts& panels) {
-        for (int64_t p, last; panels.take(thread, p, last);) {
-            for (; p < last; ++p) {
-                pack_panel<Type>(values, out_features, in_features, p, packed, scales);
-            }
-        }
-    });
+void pack_floats(const void* weight, int64_t out_features, int64_t in_features, uint8_t* packed,
+                 float* scales) {
+    const RotateFloats<Type> rotate{static_cast<const typename Type::Value*>(weight), in_features};
+    pack(rotate, out_features, in_features, packed, scales);
 }
 
 }  // namespace
@@ -79,8 +100,16 @@ using namespace chatrpc;
 void chatrpc_linear_pack(const void* weight, int32_t type, int64_t out_features,
                          int64_t in_features, uint8_t* packed, float* scales) {
     switch (type) {
-        case 1: return pack<BFloat16>(weight, out_features, in_features, packed, scales);
-        case 2: return pack<Float16>(weight, out_features, in_features, packed, scales);
-        default: return pack<Float32>(weight, out_features, in_features, packed, scales);
+        case 1: return pack_floats<BFloat16>(weight, out_features, in_features, packed, scales);
+        case 2: return pack_floats<Float16>(weight, out_features, in_features, packed, scales);
+        default: return pack_floats<Float32>(weight, out_features, in_features, packed, scales);
     }
+}
+
+void chatrpc_linear_pack_blocks(const uint8_t* blocks, int32_t type, int64_t out_features,
+                                int64_t in_features, uint8_t* packed, float* scales) {
+    with_block_rows(type, blocks, in_features, [&](const auto& rows) {
+        pack(RotateBlocks<std::decay_t<decltype(rows)>>{rows, in_features}, out_features,
+             in_features, packed, scales);
+    });
 }

@@ -25,6 +25,7 @@ struct Output {
     float* out;             // address of row 0 at the panel's first channel
     int64_t stride;
     Mask mask[2];           // the panel's channels that exist
+    bool is_added = false;  // add to `out`, without the bias and the residual
 };
 
 // The sum of a row's products with weights, from the sum with 128 added to each weight, as they are
@@ -42,15 +43,17 @@ class Finish {
           residual_(output.residual == nullptr ? nullptr : output.residual + 16 * half),
           out_(output.out + 16 * half),
           stride_(output.stride),
-          mask_(output.mask[half]) {}
+          mask_(output.mask[half]),
+          is_added_(output.is_added) {}
 
     void operator()(int64_t row, const RowScale& of_row, Ints sum) const {
         const Floats scale = broadcast(of_row.scale) * scales_;
         // The fused operation rounds once. If the compiler could choose to fuse or not, the bits
         // would depend on the path.
-        Floats y = fma(to_floats(sum), scale, bias_);
+        float* const out = out_ + row * stride_;
+        Floats y = fma(to_floats(sum), scale, is_added_ ? load(out, mask_) : bias_);
         if (residual_ != nullptr) y = y + load(residual_ + row * stride_, mask_);
-        store(out_ + row * stride_, mask_, y);
+        store(out, mask_, y);
     }
 
   private:
@@ -59,6 +62,7 @@ class Finish {
     float* out_;
     int64_t stride_;
     Mask mask_;
+    bool is_added_;
 };
 
 // The distance at which weights are fetched before their use. Without this, one core has too few

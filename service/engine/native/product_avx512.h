@@ -14,9 +14,12 @@ inline void vnni_panel(const uint8_t* weights, const int8_t* rows, int64_t num_b
     // separate sums.
     constexpr int kPhases = R <= 2 ? 4 / R : 1;
     __m512i sums[R][2][kPhases];
-    for (auto& row : sums)
-        for (auto& half : row)
+    for (int r = 0; r < R; ++r) {
+        for (auto& half : sums[r]) {
             for (auto& sum : half) sum = _mm512_setzero_si512();
+            half[0] = _mm512_set1_epi32(-row_scales[first_row + r].compensation);
+        }
+    }
     for (int64_t b = 0; b < num_blocks; ++b) {
         const uint8_t* block = weights + b * kPanelBlockBytes;
         const int8_t* part = rows + b * kTileBytes;
@@ -42,8 +45,7 @@ inline void vnni_panel(const uint8_t* weights, const int8_t* rows, int64_t num_b
         for (int r = 0; r < R; ++r) {
             __m512i sum = sums[r][half][0];
             for (int p = 1; p < kPhases; ++p) sum = _mm512_add_epi32(sum, sums[r][half][p]);
-            const RowScale& of_row = row_scales[first_row + r];
-            finish(first_row + r, of_row, without_bias({sum}, of_row));
+            finish(first_row + r, row_scales[first_row + r], {sum});
         }
     }
 }

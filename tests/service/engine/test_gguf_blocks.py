@@ -1,43 +1,16 @@
 """The blocks of GGUF's types, compared with the readers of the package `gguf`."""
 
-import numpy as np
 import pytest
 import torch
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.gguf_blocks import GROUPED, dequantized, grouped
+from service.engine.gguf_blocks import GROUPED, BlockWeight, concatenate, dequantized
+from tests.support.gguf_blocks import HALVES, random_rows
 
-# Positions of the float16 numbers in a block.
-HALVES = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-    "IQ3_XXS": (0,),
-}
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4}
-
-
-def random_rows(kind: str, num_rows: int, num_blocks: int, seed: int) -> torch.Tensor:
-    """Return blocks of random bytes, except the float16 numbers, which are finite."""
-    rng = np.random.default_rng(seed)
-    block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
-    blocks = rng.integers(0, 256, (num_rows, num_blocks, block_bytes), dtype=np.uint8)
-    for start in HALVES[kind]:
-        numbers = rng.standard_normal((num_rows, num_blocks, 1)).astype(np.float16)
-        blocks[..., start : start + 2] = numbers.view(np.uint8)
-    return torch.from_numpy(blocks.reshape(num_rows, -1))
 
 
 def values_by_gguf(kind: str, rows: torch.Tensor) -> torch.Tensor:
@@ -54,12 +27,40 @@ def test_values_are_those_of_the_package_gguf(
 
 
 @pytest.mark.parametrize("kind", sorted(GROUPED))
-def test_weight_in_groups_has_the_values_of_the_file(kind: str) -> None:
+def test_weight_in_blocks_has_the_values_of_the_file(kind: str) -> None:
     rows = random_rows(kind, 3, 2, seed=1)
-    weight = grouped(kind, rows)
-    assert weight.bits == BITS.get(kind, 8)
-    assert weight.group_size == (16 if kind == "Q6_K" else 32)
-    assert torch.equal(weight.dequantized(), values_by_gguf(kind, rows))
+    weight, values = BlockWeight(kind, (rows,)), values_by_gguf(kind, rows)
+    assert weight.shape == values.shape
+    assert torch.equal(weight.dequantized(), values)
+    index = torch.tensor([2, 0, 2])
+    assert torch.equal(weight.select(index).dequantized(), values[index])
+    assert torch.equal(weight.rows(1, 3).dequantized(), values[1:])
+    groups = weight.grouped()
+    assert groups.bits == BITS.get(kind, 8)
+    assert groups.group_size == (16 if kind == "Q6_K" else 32)
+    assert torch.equal(groups.dequantized(), values)
+
+
+@pytest.mark.parametrize("kind", sorted(GROUPED))
+@pytest.mark.parametrize("number", [b"\x00\x7c", b"\x00\xfc", b"\x01\x7e"])
+def test_blocks_with_a_number_that_is_not_finite_are_found(kind: str, number: bytes) -> None:
+    for start in HALVES[kind]:
+        rows = random_rows(kind, 3, 2, seed=1)
+        assert BlockWeight(kind, (rows,)).is_finite()
+        last_block = rows.shape[1] // 2
+        rows[1, last_block + start : last_block + start + 2] = torch.tensor(list(number))
+        assert not BlockWeight(kind, (rows,)).is_finite()
+
+
+def test_weights_of_one_type_are_concatenated() -> None:
+    first, second, other = (
+        BlockWeight(kind, (random_rows(kind, n, 2, seed=n),))
+        for n, kind in enumerate(("Q4_K", "Q4_K", "Q6_K"), 1)
+    )
+    whole = concatenate([first, second])
+    assert whole is not None
+    assert torch.equal(whole.rows(1, 3).dequantized(), second.dequantized())
+    assert concatenate([first, other]) is None
 
 
 def test_type_without_a_reader_is_rejected() -> None:

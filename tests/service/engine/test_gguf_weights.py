@@ -8,8 +8,8 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
+from service.engine.gguf_blocks import BlockWeight
 from service.engine.gguf_weights import GgufWeights
-from service.engine.grouped_weight import GroupedWeight
 from service.errors import ModelLoadError
 from service.gguf.index import LINK, IndexedTensor
 
@@ -30,7 +30,7 @@ def q8_0(directory: Path, values: np.ndarray) -> IndexedTensor:
     return stored(directory, raw.tobytes(), values.shape, "Q8_0")
 
 
-def read(directory: Path, tensor: IndexedTensor) -> tuple[torch.Tensor, GroupedWeight | None]:
+def read(directory: Path, tensor: IndexedTensor) -> tuple[torch.Tensor, BlockWeight | None]:
     with closing(GgufWeights(directory, {"w": tensor}, CPU)) as weights:
         return weights.read("w"), weights.read_grouped("w")
 

@@ -32,7 +32,7 @@ from tests.fakes.constraint import FakeConstraint
 from tests.fakes.runner import steady_clock
 from tests.service.engine.models import VOCAB_SIZE, make_config, save_model
 from tests.service.engine.perplexity import embedded_model, read_text
-from tests.support.native_kernels import CPU_LEVELS, HAS_COMPILER
+from tests.support.native_kernels import CPU_LEVELS, HAS_COMPILER, NEEDS_KERNELS
 
 pytestmark = pytest.mark.skipif(
     not (CPU_LEVELS and HAS_COMPILER), reason="holds with the native kernels"
@@ -204,6 +204,7 @@ def int4_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_model(options).finish(NUM_BLOCKS, BLOCK_SIZE, 512)
 
 
+@NEEDS_KERNELS
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(runs(), min_size=1, max_size=6))
 def test_neighbours_and_chunks_change_no_logits_in_int4(

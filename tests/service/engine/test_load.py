@@ -27,6 +27,7 @@ from tests.service.engine.models import (
     save_model,
 )
 from tests.support.device import DEVICE
+from tests.support.native_kernels import NEEDS_KERNELS
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 97,
@@ -313,15 +314,15 @@ _CHECKED = tuple(range(1, 60))
 
 
 @pytest.mark.parametrize(
-    ("quantization", "loaded", "effect"),
+    ("quantization", "loaded", "effect", "cost"),
     [
-        ("auto", "none", "loaded without quantization"),
-        ("int8", "int8", "worse responses"),
-        ("int4", "int4", "worse responses"),
+        ("auto", "none", "loaded without quantization", 0.2),
+        ("int8", "int8", "worse responses", 0.2),
+        pytest.param("int4", "int4", "worse responses", 0.3, marks=NEEDS_KERNELS),
     ],
 )
 def test_quantization_that_costs_too_much_is_logged_and_by_default_not_used(
-    llama: Path, tmp_path: Path, quantization: Quantization, loaded: str, effect: str
+    llama: Path, tmp_path: Path, quantization: Quantization, loaded: str, effect: str, cost: float
 ) -> None:
     asked = EngineOptions(
         llama,
@@ -337,7 +338,7 @@ def test_quantization_that_costs_too_much_is_logged_and_by_default_not_used(
     (line,) = [entry for entry in logs if entry["event"] == "quantization_costs_too_much"]
     assert line["log_level"] == "warning"
     assert line["effect"] == effect
-    assert line["perplexity"] == pytest.approx(line["perplexity_without"], rel=0.2)
+    assert line["perplexity"] == pytest.approx(line["perplexity_without"], rel=cost)
 
 
 def test_quantization_within_its_bound_is_used_without_a_word(llama: Path, tmp_path: Path) -> None:
@@ -351,6 +352,12 @@ def test_quantization_within_its_bound_is_used_without_a_word(llama: Path, tmp_p
 def test_check_text_outside_the_vocabulary_is_not_used(llama: Path, tmp_path: Path) -> None:
     asked = EngineOptions(llama, device="cpu", cache_dir=tmp_path, check_token_ids=(10**6, 10**6))
     assert load_model(asked).quantization_loss is None
+
+
+def test_int4_without_native_kernels_is_rejected(llama: Path) -> None:
+    options = EngineOptions(llama, device="cpu", quantization="int4", cpu_level="none")
+    with pytest.raises(ModelLoadError, match="quantization=int4 needs the native kernels"):
+        load_model(options)
 
 
 @pytest.mark.parametrize("method", ["int8", "int4"])

@@ -11,6 +11,7 @@ from service.engine.load import EngineOptions, load_model
 from service.engine.model_runner import QuantizationLoss
 from tests.service.engine.models import CONFIGS, make_config, save_model
 from tests.service.engine.perplexity import measure
+from tests.support.native_kernels import NEEDS_KERNELS
 
 _TEXT = tuple(range(1, 90))
 _TIED_AND_CAPPED = ("llama", "gemma2", "gemma3_text")
@@ -18,7 +19,10 @@ _TIED_AND_CAPPED = ("llama", "gemma2", "gemma3_text")
 
 @pytest.mark.parametrize(
     ("family", "quantization"),
-    [*((name, "int8") for name in _TIED_AND_CAPPED if name in CONFIGS), ("llama", "int4")],
+    [
+        *((name, "int8") for name in _TIED_AND_CAPPED if name in CONFIGS),
+        pytest.param("llama", "int4", marks=NEEDS_KERNELS),
+    ],
 )
 def test_losses_are_those_of_the_model_in_either_precision(
     family: str, quantization: Quantization, tmp_path: Path

@@ -37,23 +37,48 @@ void check_equal(const float* part, const float* whole, int64_t size) {
     if (std::memcmp(part, whole, size * sizeof(float)) != 0) std::exit(2);
 }
 
-void run_layer(int32_t format, int64_t n, int64_t k, Random& random) {
+// The weights that a layer is packed from.
+enum class Source { kFloatsInt8, kFloatsInt4, kGroups, kQ5_0, kQ4_1 };
+
+// Random rows of blocks of 32 values. Each has a float16 number in its first and second two bytes.
+std::vector<uint8_t> random_blocks(int64_t num_blocks, int64_t block_bytes, Random& random) {
+    std::vector<uint8_t> blocks(num_blocks * block_bytes);
+    for (uint8_t& byte : blocks) byte = static_cast<uint8_t>(random.next());
+    for (int64_t b = 0; b < num_blocks; ++b) {
+        for (const int64_t upper : {1, 3}) blocks[b * block_bytes + upper] &= 0xa7;  // below 0.04
+    }
+    return blocks;
+}
+
+void run_layer(Source source, int64_t n, int64_t k, Random& random) {
     constexpr int64_t kRows = 21;
     const int64_t panels = (n + 31) / 32, blocks = (k + 63) / 64;
-    const int64_t bytes[] = {panels * blocks * 2048, panels * blocks * 1088,
-                             panels * ((blocks + 1) / 2) * 2368};
-    auto* packed = static_cast<uint8_t*>(std::aligned_alloc(64, bytes[format]));
+    const bool is_int8 = source == Source::kFloatsInt8 || source == Source::kQ5_0;
+    const int32_t format = is_int8 ? 0 : 1;
+    const int64_t bytes = panels * (is_int8 ? blocks * 2048 : (blocks + 1) / 2 * 2368);
+    auto* packed = static_cast<uint8_t*>(std::aligned_alloc(64, bytes));
     std::vector<float> scales(panels * 32);
-    const auto weight = random.floats(n * k);
-    if (format == 0) {
-        chatrpc_linear_pack(weight.data(), 0, n, k, packed, scales.data());
-    } else if (format == 1) {
-        chatrpc_int4_pack(weight.data(), 0, n, k, packed, scales.data());
-    } else {
-        std::vector<uint8_t> values(n * k / 2);
-        for (uint8_t& value : values) value = static_cast<uint8_t>(random.next());
-        const auto of_groups = random.floats(n * k / 32), minimums = random.floats(n * k / 32);
-        chatrpc_groups_pack(values.data(), of_groups.data(), minimums.data(), n, k, 32, packed);
+    switch (source) {
+        case Source::kFloatsInt8:
+            chatrpc_linear_pack(random.floats(n * k).data(), 0, n, k, packed, scales.data());
+            break;
+        case Source::kFloatsInt4:
+            chatrpc_int4_pack(random.floats(n * k).data(), 0, n, k, packed);
+            break;
+        case Source::kGroups: {
+            std::vector<uint8_t> values(n * k / 2);
+            for (uint8_t& value : values) value = static_cast<uint8_t>(random.next());
+            const auto of_groups = random.floats(n * k / 32), minimums = random.floats(n * k / 32);
+            chatrpc_int4_pack_groups(values.data(), of_groups.data(), minimums.data(), n, k, 32,
+                                     packed);
+            break;
+        }
+        case Source::kQ5_0:
+            chatrpc_linear_pack_blocks(random_blocks(n * k / 32, 22, random).data(), 2, n, k,
+                                       packed, scales.data());
+            break;
+        case Source::kQ4_1:
+            chatrpc_int4_pack_blocks(random_blocks(n * k / 32, 20, random).data(), 1, n, k, packed);
     }
     const auto bias = random.floats(panels * 32), norm = random.floats(k);
     const chatrpc_linear_layer layer{n,           k,      packed, scales.data(),
@@ -109,8 +134,12 @@ void run_attention(int64_t dim, bool is_bf16, int64_t window, float softcap, Ran
 int main() {
     if (chatrpc_linear_self_test() != 0) return 1;
     Random random;
-    for (const int32_t format : {0, 1, 2}) run_layer(format, 70, 160, random);
-    run_layer(0, 33, 65, random);
+    for (const Source source : {Source::kFloatsInt8, Source::kFloatsInt4, Source::kGroups,
+                                Source::kQ5_0, Source::kQ4_1}) {
+        run_layer(source, 70, 160, random);
+    }
+    run_layer(Source::kFloatsInt8, 33, 65, random);
+    run_layer(Source::kFloatsInt4, 33, 65, random);
     for (const int64_t dim : {16, 80, 256}) {
         run_attention(dim, false, 0, 0.0f, random);
         run_attention(dim, true, 40, 0.0f, random);

@@ -9,24 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from service.engine.decoder.quantized import QuantizedLinear
+from service.engine.gguf_blocks import GROUPED, BlockWeight
 from service.engine.grouped_weight import GroupedWeight, pack_nibbles
-from service.engine.native.int4 import (
-    NativeGroupedLinear,
-    NativeInt4Linear,
-    can_pack,
-    quantize_int4,
-)
+from service.engine.native.int4 import NativeInt4Linear, can_pack, pack_int4
 from service.engine.native.linear import (
-    BLOCK,
-    Int8Linear,
     NativeInt8Linear,
     NativeLinear,
     PrologueKind,
-    TorchInt8Linear,
     pack_int8,
     quantize,
-    rotated_rows,
 )
+from tests.support.gguf_blocks import random_rows
 from tests.support.native_kernels import loaded
 
 EPS = 1e-5
@@ -44,15 +37,15 @@ def library(kernels: ctypes.CDLL | None) -> ctypes.CDLL:
     return loaded(kernels)
 
 
-@pytest.fixture(params=["int4", "groups", "groups with minimums"])
+@pytest.fixture(params=["floats", "groups", "groups with minimums"])
 def make(
     request: pytest.FixtureRequest, library: ctypes.CDLL
 ) -> Callable[[int, int], NativeLinear]:
     """Return a function that makes a layer with random weights [N, K]."""
-    if request.param == "int4":
+    if request.param == "floats":
         return lambda n, k: NativeInt4Linear(library, torch.randn(n, k))
     has_minimum = request.param == "groups with minimums"
-    return lambda n, k: NativeGroupedLinear(library, grouped(n, k, 32, has_minimum=has_minimum))
+    return lambda n, k: NativeInt4Linear(library, grouped(n, k, 32, has_minimum=has_minimum))
 
 
 def grouped(n: int, k: int, group_size: int = 32, *, has_minimum: bool = False) -> GroupedWeight:
@@ -63,95 +56,76 @@ def grouped(n: int, k: int, group_size: int = 32, *, has_minimum: bool = False) 
     return GroupedWeight(pack_nibbles(values), scale, minimum, 4, group_size)
 
 
-def stored_int4(layer: NativeInt4Linear) -> Tensor:
-    """Return the int8 weights that a packed layer stands for, by the definition in int4.h."""
-    num_panels, num_blocks = -(-layer.out_features // 32), -(-layer.in_features // BLOCK)
-    blocks = layer.weight.values.view(num_panels, num_blocks, 1088).int()
-    parameters = blocks[..., :64].view(num_panels, num_blocks, 2, 32)
-    lines = blocks[..., 64:].view(num_panels, num_blocks, 2, 8, 16, 4)
-    q = torch.stack((lines & 15, lines >> 4), dim=4)  # panel, block, 32, line, tile, channel, input
-    q = q.permute(0, 4, 5, 1, 2, 3, 6).reshape(num_panels, 32, num_blocks, 2, 32)
-    parameters = parameters.permute(0, 3, 1, 2)[..., None]
-    weights = (q - (parameters >> 4)) * ((parameters & 15) + 1)
-    return weights.flatten(0, 1).flatten(1)[: layer.out_features]
-
-
-def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rotated rows as integers, with their scales."""
-    rotated = rotated_rows(x, 0, len(x)).double()
-    scale = rotated.abs().amax(1, keepdim=True) / 127
-    return (rotated / scale).round(), scale
-
-
 def relative_error(y: Tensor, exact: Tensor) -> float:
     return float((y - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 65), (70, 576)])
+def stored_weight(layer: NativeLinear) -> Tensor:
+    """Return the weight [N, K] that a layer multiplies by."""
+    # An input of one 127 and zeros is exact in int8, so the product is a weight as it is stored.
+    return layer(127 * torch.eye(layer.in_features)).T / 127
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_weight_packed_by_the_kernel_is_the_quantized_one(
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 65), (70, 576)])
+def test_float_weight_is_stored_to_the_error_of_four_bits(
     library: ctypes.CDLL, n: int, k: int, dtype: torch.dtype
 ) -> None:
     weight = torch.randn(n, k).to(dtype)
-    layer, quantized = NativeInt4Linear(library, weight), quantize_int4(weight)
-    stored = stored_int4(layer)
-    assert torch.allclose(layer.weight.scale[:n], quantized.scale, rtol=1e-6)
-    assert (stored == quantized.values).float().mean() > 0.98  # equal errors: either may be chosen
-    assert stored.abs().max() <= 128
-
-
-def test_weights_are_products_of_two_numbers_below_17() -> None:
-    values, _, _ = quantize_int4(torch.randn(20, 640))
-    for group in values.view(-1, 32).int().tolist():
-        divisor = math.gcd(*group)
-        assert divisor == 0 or (max(group) - min(group)) // divisor <= 15
-
-
-def test_product_is_that_of_the_stored_integers(library: ctypes.CDLL) -> None:
-    layer, x = NativeInt4Linear(library, torch.randn(70, 600)), torch.randn(40, 600)
-    rows, scale = int8_rows(x)
-    stored = stored_int4(layer).double() * layer.weight.scale[:70, None].double()
-    expected = rows @ stored.T * scale
-    # A value that is almost halfway between two integers may be rounded to either.
-    assert relative_error(layer(x).double(), expected) < 1e-3
+    stored = stored_weight(NativeInt4Linear(library, weight))
+    assert relative_error(stored, weight.float()) < 0.08
 
 
 def test_error_of_int4_is_below_that_of_plain_groups_of_32(library: ctypes.CDLL) -> None:
-    weight, x = torch.randn(64, 1024), torch.randn(50, 1024)
-    exact = x @ weight.T
-    greatest = weight.view(64, -1, 32).abs().amax(2) / 7
-    values = (weight.view(64, -1, 32) / greatest[..., None]).round() + 8
-    plain = GroupedWeight(pack_nibbles(values.flatten(1)), greatest, None, 4, 32)
-    error = relative_error(NativeInt4Linear(library, weight)(x), exact)
-    assert error < 0.082
-    assert error < 0.87 * relative_error(x @ plain.dequantized().T, exact)
+    weight = torch.randn(64, 1024)
+    groups = weight.view(64, -1, 32)
+    least, most = groups.aminmax(dim=2)
+    scale = (most - least) / 15
+    values = ((groups - least[..., None]) / scale[..., None]).round()
+    plain = GroupedWeight(pack_nibbles(values.flatten(1)), scale, -least, 4, 32)
+    error = relative_error(stored_weight(NativeInt4Linear(library, weight)), weight)
+    assert error < 0.96 * relative_error(plain.dequantized(), weight)
 
 
-def test_torch_and_native_int4_differ_by_roundings(library: ctypes.CDLL) -> None:
-    weight, x = torch.randn(48, 640), torch.randn(9, 640)
-    twin = TorchInt8Linear(quantize_int4(weight), levels=127)
-    assert relative_error(NativeInt4Linear(library, weight)(x), twin(x)) < 0.02
+def test_weights_that_fit_into_groups_are_quantized_to_themselves(library: ctypes.CDLL) -> None:
+    weight = grouped(48, 256, has_minimum=True)
+    weight.values[:, ::16] = 0xF0  # a group has the values 0 and 15
+    packed = pack_int4(library, weight.dequantized())
+    kept = pack_int4(library, weight)
+    found, expected = (stored_weight(NativeLinear(library, each)) for each in (packed, kept))
+    assert relative_error(found, expected) < 0.003
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("is_native", [True, False])
-def test_non_finite_channel_gives_nan_and_leaves_the_others(
-    library: ctypes.CDLL, value: float, is_native: bool
+@pytest.mark.parametrize("value", [0.0, 1e-42, 0.25, -3.0, 1e30])
+def test_equal_weights_are_exact(library: ctypes.CDLL, value: float) -> None:
+    stored = stored_weight(NativeInt4Linear(library, torch.full((3, 96), value)))
+    expected = value if abs(value) > 1e-38 else 0.0
+    torch.testing.assert_close(stored, torch.full((3, 96), expected), rtol=0.005, atol=0.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_weight_gives_nan_and_leaves_the_other_channels(
+    library: ctypes.CDLL, value: float
 ) -> None:
-    def layer(weight: Tensor) -> Int8Linear:
-        if is_native:
-            return NativeInt4Linear(library, weight)
-        return TorchInt8Linear(quantize_int4(weight))
-
     weight, x = torch.randn(40, 100), torch.randn(3, 100)
-    clean = layer(weight)(x)
+    clean = NativeInt4Linear(library, weight)(x)
     weight[7, 99] = value
-    weight[9] = 0
-    y = layer(weight)(x)
+    y = NativeInt4Linear(library, weight)(x)
     assert y[:, 7].isnan().all()
-    assert not y[:, 9].any()
-    others = (torch.arange(40) != 7) & (torch.arange(40) != 9)
+    others = torch.arange(40) != 7
     assert torch.equal(y[:, others], clean[:, others])
+
+
+@pytest.mark.parametrize("kind", sorted(GROUPED))
+def test_blocks_of_a_file_are_packed_as_their_values(library: ctypes.CDLL, kind: str) -> None:
+    weight = BlockWeight(kind, (random_rows(kind, 41, 3, seed=0),))
+    ours, twin = pack_int8(library, weight), pack_int8(library, weight.dequantized())
+    assert torch.equal(ours.values, twin.values)
+    assert torch.equal(ours.scale, twin.scale)
+    assert can_pack(weight) == (weight.grouped().bits == 4)
+    if can_pack(weight):
+        ours, twin = pack_int4(library, weight), pack_int4(library, weight.grouped())
+        assert torch.equal(ours.values, twin.values)
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 96, 128, 384])
@@ -161,8 +135,7 @@ def test_grouped_weight_keeps_its_values(
 ) -> None:
     weight = grouped(70, 384, group_size, has_minimum=has_minimum)
     assert can_pack(weight)
-    # An input of one 127 and zeros is exact in int8, so the product is a weight as it is stored.
-    y = NativeGroupedLinear(library, weight)(127 * torch.eye(384)).T / 127
+    y = stored_weight(NativeInt4Linear(library, weight))
     exact = weight.dequantized()
     step = exact.view(70, -1, 128).abs().amax(2, keepdim=True) / 126
     error = (y - exact).view(70, -1, 128).abs() / step
@@ -173,14 +146,14 @@ def test_grouped_weight_keeps_its_values(
 def test_grouped_product_is_right_to_the_error_of_int8(library: ctypes.CDLL) -> None:
     weight, x = grouped(48, 608, has_minimum=True), torch.randn(40, 608)
     exact = x @ weight.dequantized().T
-    assert relative_error(NativeGroupedLinear(library, weight)(x), exact) < 0.015
+    assert relative_error(NativeInt4Linear(library, weight)(x), exact) < 0.015
 
 
 def test_groups_of_zeros_and_of_tiny_weights_are_exact(library: ctypes.CDLL) -> None:
     weight = grouped(33, 256)
     weight.scale[3] = 0
     weight.scale[4] = 1e-42
-    y = NativeGroupedLinear(library, weight)(torch.randn(2, 256))
+    y = NativeInt4Linear(library, weight)(torch.randn(2, 256))
     assert not y[:, 3:5].any()
     assert y.isfinite().all()
 
@@ -190,9 +163,9 @@ def test_non_finite_scale_gives_nan_and_leaves_the_others(
     library: ctypes.CDLL, value: float
 ) -> None:
     weight, x = grouped(40, 256), torch.randn(3, 256)
-    clean = NativeGroupedLinear(library, weight)(x)
+    clean = NativeInt4Linear(library, weight)(x)
     weight.scale[7, 3] = value
-    y = NativeGroupedLinear(library, weight)(x)
+    y = NativeInt4Linear(library, weight)(x)
     assert y[:, 7].isnan().all()
     others = torch.arange(40) != 7
     assert torch.equal(y[:, others], clean[:, others])
@@ -245,8 +218,8 @@ def test_any_shape_has_the_same_bits_in_every_batch(
     x, bias, residual = torch.randn(rows, k), torch.randn(n), torch.randn(rows, n)
     weight = grouped(n, k, has_minimum=True)
     layers: list[tuple[NativeLinear, Tensor, float]] = [
-        (NativeGroupedLinear(library, weight, bias), weight.dequantized(), 0.03),
-        (NativeInt4Linear(library, weight.dequantized(), bias), weight.dequantized(), 0.15),
+        (NativeInt4Linear(library, weight, bias), weight.dequantized(), 0.03),
+        (NativeInt4Linear(library, weight.dequantized(), bias), weight.dequantized(), 0.03),
     ]
     for layer, exact, tolerance in layers:
         y = layer(x, residual=residual)
@@ -289,7 +262,7 @@ def test_grouped_rows_have_no_precision_below_the_one_of_int8(library: ctypes.CD
     x[:, 128:] *= 1e-4
     x[:, :128] = 0
     exact = x @ weight.dequantized().T
-    assert relative_error(NativeGroupedLinear(library, weight)(x), exact) < 0.015
+    assert relative_error(NativeInt4Linear(library, weight)(x), exact) < 0.015
     assert relative_error(NativeInt8Linear(library, weight)(x), exact) < 0.05
 
 
@@ -302,7 +275,7 @@ def test_layers_of_the_decoder_keep_four_bits(library: ctypes.CDLL, bits: int) -
         return product.weight.values.numel()
 
     float_bytes = num_bytes(torch.randn(64, 256))
-    assert float_bytes == 64 * 256 * (4.25 / 8 if bits == 4 else 1)
+    assert float_bytes == 64 * 256 * (4.625 / 8 if bits == 4 else 1)
     assert num_bytes(grouped(64, 256)) == 64 * 256 * 4.625 / 8
     eight = torch.zeros(64, 256, dtype=torch.int8)
     assert num_bytes(GroupedWeight(eight, torch.ones(64, 16), None, 8, 16)) == 64 * 256
