@@ -32,6 +32,7 @@ from gateway_http.http.host_check import HostCheck
 from gateway_http.http.request_log import RequestLog
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
+from gateway_http.response_store import ResponseStore
 from gateway_http.upstream.connection import Connection, read_tls, tls_validities
 from gateway_http.upstream.hosted.models import HostingOptions
 from gateway_http.upstream.hosted.process import Launch, ServiceLauncher
@@ -75,7 +76,8 @@ def build_app(settings: Settings, environment: Environment | None = None) -> Sta
     - `identity`: the server's certificate; None without TLS.
 
     Raises:
-        ConfigError: The registry or a file of keys or certificates cannot be read.
+        ConfigError: The registry or a file of keys or certificates cannot be read, or the store of
+            responses cannot be used.
     """
     environment = environment or Environment()
     metrics, draining, stopping = Metrics(), asyncio.Event(), asyncio.Event()
@@ -93,6 +95,7 @@ def build_app(settings: Settings, environment: Environment | None = None) -> Sta
     metrics.registry.register(
         ReloadMetrics(keys, upstream_secret, registry, identity=identity, others=validities)
     )
+    store = _response_store(settings)
     endpoints = tuple(environment.endpoints)
     has_guard = keys is not None or identity is not None
     app = Starlette(
@@ -122,6 +125,7 @@ def build_app(settings: Settings, environment: Environment | None = None) -> Sta
             or ServiceLauncher(settings.log_level, settings.log_format, settings.api_keys),
             _hosting_options(settings),
             bodies,
+            store,
             registry,
             lambda: watching(keys, upstream_secret, identity, poll_s=environment.poll_s),
         ),
@@ -130,6 +134,7 @@ def build_app(settings: Settings, environment: Environment | None = None) -> Sta
     app.state.metrics = metrics
     app.state.endpoints = endpoints
     app.state.bodies = bodies
+    app.state.response_store = store
     app.state.upstream_secret = upstream_secret
     app.state.stopping = stopping
     app.state.draining = draining
@@ -241,6 +246,16 @@ def _upstream_validities(
     return lambda: validities
 
 
+def _response_store(settings: Settings) -> ResponseStore | None:
+    if settings.response_store is None:
+        return None
+    return ResponseStore(
+        settings.response_store,
+        settings.response_store_max_bytes,
+        settings.response_store_max_age_s,
+    )
+
+
 def _watched(load: Callable[[Path], _Content], path: Path | None) -> Watched[_Content] | None:
     return None if path is None else Watched(lambda: load(path), path)
 
@@ -251,6 +266,7 @@ def _lifespan(
     launch: Launch,
     hosting: HostingOptions,
     bodies: Bodies,
+    store: ResponseStore | None,
     registry: RegistryFile | None,
     watching_files: Callable[[], AbstractAsyncContextManager[None]],
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
@@ -265,6 +281,8 @@ def _lifespan(
                 for task in adopting:
                     task.cancel()
                 bodies.close()
+                if store is not None:
+                    store.close()
                 await router.close()
 
     return lifespan

@@ -7,6 +7,7 @@ from chatrpc_process.check import Findings, check_listener
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.tls import Validity
 from gateway_http.config import Settings
+from gateway_http.response_store import check_store
 from gateway_http.upstream.connection import read_tls, tls_validities
 from gateway_http.upstream.registry import hosted_models, load_registry
 
@@ -28,6 +29,9 @@ def check(settings: Settings) -> Findings:
         certificate, key = settings.upstream_certificate, settings.upstream_key
         findings.attempt(lambda: read_tls(ca, certificate, key))
         findings.attempt(lambda: _check_dates(tls_validities(ca, certificate)))
+    store = settings.response_store
+    if store is not None:
+        findings.attempt(lambda: check_store(store))
     return findings
 
 

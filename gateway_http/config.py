@@ -107,6 +107,29 @@ class Settings(ListenerSettings):
             "the gateway forwards the client's key."
         ),
     ] = None
+    response_store: Annotated[
+        Path | None,
+        Field(
+            description="Path of a SQLite file in which responses of `/v1/responses` are stored, "
+            "for `previous_response_id` and `GET`. By default responses are not stored."
+        ),
+    ] = None
+    response_store_max_bytes: Annotated[
+        int,
+        Field(
+            gt=0,
+            description="Maximum size of the stored responses, in bytes. If there is more, those "
+            "that were used longest ago are deleted.",
+        ),
+    ] = 1 << 30
+    response_store_max_age_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Time in seconds after which a stored response is deleted, unless a later "
+            "response has continued its conversation.",
+        ),
+    ] = 30 * 86_400
     cors_allow_origins: Annotated[
         list[str] | None,
         Field(

@@ -27,6 +27,7 @@ from gateway_http.routes import (
     index,
     models,
     probes,
+    stored_responses,
 )
 from gateway_http.routes import classification as classification_routes
 from gateway_http.routes import decisions as decision_routes
@@ -38,6 +39,8 @@ from gateway_http.routes import tokens as token_routes
 # there are too many connections, or an unexpected error occurred.
 _ANY = (400, 403, 408, 417, 431, 500, 503)
 _WITH_KEY = (*_ANY, 401)
+# Statuses of endpoints that use the store of responses.
+_STORE = (*_WITH_KEY, 404, 429)
 # Statuses of endpoints that call the service.
 _CALL = (*_WITH_KEY, 429, 504)
 # Statuses of endpoints with a body that names a model.
@@ -113,6 +116,36 @@ ENDPOINTS = (
         body=responses_request.InputTokensRequest,
         errors=_BODY,
         style=RESPONSES,
+    ),
+    Endpoint(
+        name="list_input_items",
+        method="GET",
+        path="/responses/{response_id}/input_items",
+        summary="List the items that a stored response was generated from.",
+        tag="Stored responses",
+        handler=stored_responses.list_input_items,
+        response=responses.ItemPage,
+        errors=_STORE,
+    ),
+    Endpoint(
+        name="retrieve_response",
+        method="GET",
+        path="/responses/{response_id}",
+        summary="Return a stored response.",
+        tag="Stored responses",
+        handler=stored_responses.retrieve_response,
+        response=responses.ResponseObject,
+        errors=_STORE,
+    ),
+    Endpoint(
+        name="delete_response",
+        method="DELETE",
+        path="/responses/{response_id}",
+        summary="Delete a stored response.",
+        tag="Stored responses",
+        handler=stored_responses.delete_response,
+        response=responses.DeletedResponse,
+        errors=_STORE,
     ),
     Endpoint(
         name="create_message",

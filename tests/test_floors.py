@@ -187,6 +187,7 @@ ALLOWED: dict[str, set[str]] = {
     "gateway_http.protocol": {"chatrpc.v1.limits"},
     "gateway_http.metrics": {"chatrpc_process.metrics"},
     "gateway_http.config": {"chatrpc_process"},
+    "gateway_http.response_store": {"chatrpc_process.errors"},
     "gateway_http.errors": {"chatrpc", "gateway_http.protocol"},
     "gateway_http.convert": {"chatrpc", "gateway_http.protocol"},
     "gateway_http.auth": {"chatrpc", "chatrpc_process", "gateway_http.protocol"},
@@ -210,7 +211,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "gateway_http.routes": {
         "chatrpc",
+        "chatrpc_process.access",
         "chatrpc_process.files",
+        "chatrpc_process.logs",
         "gateway_http.auth",
         "gateway_http.config",
         "gateway_http.convert",
@@ -219,6 +222,7 @@ ALLOWED: dict[str, set[str]] = {
         "gateway_http.metrics",
         "gateway_http.openapi",
         "gateway_http.protocol",
+        "gateway_http.response_store",
         "gateway_http.upstream",
     },
     "gateway_http.endpoints": {
@@ -228,7 +232,12 @@ ALLOWED: dict[str, set[str]] = {
         "gateway_http.routes",
     },
     "gateway_http.app": {"chatrpc_process", "gateway_http"},
-    "gateway_http.check": {"chatrpc_process", "gateway_http.config", "gateway_http.upstream"},
+    "gateway_http.check": {
+        "chatrpc_process",
+        "gateway_http.config",
+        "gateway_http.response_store",
+        "gateway_http.upstream",
+    },
     "gateway_http.server": {
         "chatrpc_process",
         "gateway_http.app",

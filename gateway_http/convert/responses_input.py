@@ -52,17 +52,20 @@ class Group(NamedTuple):
         return not any(isinstance(placed.item, openai.MessageItem) for placed in self.items)
 
 
-def grouped(prompt: openai.ResponsePrompt) -> Iterator[Group]:
-    """Yield the items of each message of the proto, the instructions first."""
+def grouped(prompt: openai.ResponsePrompt, previous: Sequence[openai.Item] = ()) -> Iterator[Group]:
+    """Yield the items of each message of the proto, the instructions first.
+
+    Args:
+        prompt: The prompt.
+        previous: The items of earlier responses that the input continues.
+    """
     if prompt.instructions is not None:
-        yield _text_group("developer", "instructions", prompt.instructions)
-    if isinstance(prompt.input, str):
-        yield _text_group("user", "input", prompt.input)
-        return
+        item = openai.MessageItem(role="developer", content=prompt.instructions)
+        yield Group("developer", [Placed("instructions", item)])
     group: Group | None = None
-    for i, item in enumerate(prompt.input or ()):
-        role, placed = _role(item), Placed(f"input[{i}]", item)
-        if group is not None and group.joins(role, item):
+    for placed in _placed(prompt, previous):
+        role = _role(placed.item)
+        if group is not None and group.joins(role, placed.item):
             group.items.append(placed)
             continue
         if group is not None:
@@ -72,14 +75,16 @@ def grouped(prompt: openai.ResponsePrompt) -> Iterator[Group]:
         yield group
 
 
-def chat_messages(prompt: openai.ResponsePrompt) -> list[chat_pb2.ChatMessage]:
-    """Return the messages of a conversation.
+def chat_messages(
+    prompt: openai.ResponsePrompt, previous: Sequence[openai.Item] = ()
+) -> list[chat_pb2.ChatMessage]:
+    """Return the messages of a conversation; see `grouped`.
 
     Raises:
         InvalidRequest: An item is malformed, not supported, or has a part that it cannot have; or
             there is no item.
     """
-    if not prompt.input and not isinstance(prompt.input, str):
+    if not prompt.input and not isinstance(prompt.input, str) and not previous:
         raise InvalidRequest(
             "Missing required parameter: 'input'."
             if prompt.input is None
@@ -87,23 +92,30 @@ def chat_messages(prompt: openai.ResponsePrompt) -> list[chat_pb2.ChatMessage]:
             "input",
             "missing_required_parameter" if prompt.input is None else "empty_array",
         )
-    return [_chat_message(group) for group in grouped(prompt)]
+    return [_chat_message(group) for group in grouped(prompt, previous)]
 
 
-def sent_names(prompt: openai.ResponsePrompt) -> dict[str, str]:
+def sent_names(
+    prompt: openai.ResponsePrompt, previous: Sequence[openai.Item] = ()
+) -> dict[str, str]:
     """Return the client's paths of the messages, by their paths in chat completions.
 
     See `gateway_http.protocol.params.param_of`. A path comes before the beginnings of it.
     """
     names: dict[str, str] = {}
-    for i, group in enumerate(grouped(prompt)):
+    for i, group in enumerate(grouped(prompt, previous)):
         names |= _group_names(group, f"messages[{i}]")
     return names
 
 
-def _text_group(role: str, path: str, text: str) -> Group:
-    item = openai.MessageItem(role=role, content=text)  # type: ignore[arg-type]  # one of its roles
-    return Group(role, [Placed(path, item)])
+def _placed(prompt: openai.ResponsePrompt, previous: Sequence[openai.Item]) -> Iterator[Placed]:
+    for item in previous:
+        yield Placed("previous_response_id", item)
+    if isinstance(prompt.input, str):
+        yield Placed("input", openai.MessageItem(role="user", content=prompt.input))
+        return
+    for i, item in enumerate(prompt.input or ()):
+        yield Placed(f"input[{i}]", item)
 
 
 def _role(item: openai.Item) -> str:

@@ -1,5 +1,6 @@
 """Converts chat completions to the responses and the events of OpenAI's Responses API."""
 
+import secrets
 import time
 
 import msgspec
@@ -80,7 +81,7 @@ class ResponseEvents:
     def __init__(self, request: ResponsesRequest) -> None:
         self._request = request
         self._tools = {placed.function_name: placed for placed in placed_tools(request)}
-        self._suffix = ""
+        self._suffix = secrets.token_hex(12)
         self._num_events = 0
         self._finish_reason = chat_pb2.FINISH_REASON_STOP
         self._usage = chat_pb2.Usage()
@@ -96,7 +97,6 @@ class ResponseEvents:
             model: The name of its model for clients. Only that of the first chunk is used.
         """
         if chunk.id:
-            self._suffix = chunk.id.removeprefix("chatcmpl-")
             created_s = chunk.create_time.seconds
             self.response = _new_response(self._request, self._suffix, created_s, model)
         if chunk.HasField("usage"):
@@ -248,7 +248,7 @@ def _new_response(
         prompt_cache_key=request.prompt_cache_key,
         reasoning=request.reasoning or ReasoningOptions(),
         safety_identifier=request.safety_identifier,
-        store=False,
+        store=bool(request.store),
         temperature=1 if request.temperature is None else request.temperature,
         text=_text_options(request.text),
         tool_choice=request.tool_choice or "auto",

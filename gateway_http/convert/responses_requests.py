@@ -1,5 +1,7 @@
 """Converts the bodies of OpenAI's Responses API to the proto's parameters."""
 
+from collections.abc import Sequence
+
 from chatrpc.v1 import chat_pb2, model_service_pb2
 from gateway_http.convert import response_tools, responses_input
 from gateway_http.convert.json_text import json_text
@@ -23,8 +25,14 @@ _NAMES = {
 }
 
 
-def params(request: openai.ResponsesRequest) -> chat_pb2.ChatCompletionParams:
+def params(
+    request: openai.ResponsesRequest, previous: Sequence[openai.Item] = ()
+) -> chat_pb2.ChatCompletionParams:
     """Convert a body. The result has no model: the service may have another name for it.
+
+    Args:
+        request: The body.
+        previous: The items of earlier responses that the input continues.
 
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
@@ -35,10 +43,9 @@ def params(request: openai.ResponsesRequest) -> chat_pb2.ChatCompletionParams:
     if request.background:
         raise UnsupportedParameter("background")
     _check_stream_options(request)
-    _check_storing(request)
     text = request.text or openai.TextOptions()
     return chat_pb2.ChatCompletionParams(
-        messages=responses_input.chat_messages(request),
+        messages=responses_input.chat_messages(request, previous),
         sampling=chat_pb2.SamplingParams(
             max_completion_tokens=request.max_output_tokens,
             temperature=request.temperature,
@@ -70,8 +77,14 @@ def params(request: openai.ResponsesRequest) -> chat_pb2.ChatCompletionParams:
     )
 
 
-def tokenize_request(request: openai.InputTokensRequest) -> model_service_pb2.TokenizeRequest:
+def tokenize_request(
+    request: openai.InputTokensRequest, previous: Sequence[openai.Item] = ()
+) -> model_service_pb2.TokenizeRequest:
     """Convert a body whose tokens are to be counted. The result has no model.
+
+    Args:
+        request: The body.
+        previous: The items of earlier responses that the input continues.
 
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
@@ -81,16 +94,19 @@ def tokenize_request(request: openai.InputTokensRequest) -> model_service_pb2.To
             raise UnsupportedParameter(name)
     return model_service_pb2.TokenizeRequest(
         conversation=model_service_pb2.Conversation(
-            messages=responses_input.chat_messages(request),
+            messages=responses_input.chat_messages(request, previous),
             tools=response_tools.functions(request),
             reasoning_effort=_effort(request),
         )
     )
 
 
-def sent_names(request: openai.ResponsePrompt) -> dict[str, str]:
-    """Return the client's names of parameters, for errors; see `param_of`."""
-    return responses_input.sent_names(request) | response_tools.sent_names(request) | _NAMES
+def sent_names(
+    request: openai.ResponsePrompt, previous: Sequence[openai.Item] = ()
+) -> dict[str, str]:
+    """Return the client's names of parameters, for errors; see `param_of` and `params`."""
+    messages = responses_input.sent_names(request, previous)
+    return messages | response_tools.sent_names(request) | _NAMES
 
 
 def has_logprobs(request: openai.ResponsesRequest) -> bool:
@@ -105,12 +121,6 @@ def _check_stream_options(request: openai.ResponsesRequest) -> None:
             "stream_options",
             "invalid_value",
         )
-
-
-def _check_storing(request: openai.ResponsesRequest) -> None:
-    for name in ("store", "previous_response_id"):
-        if getattr(request, name):
-            raise UnsupportedParameter(name, "It has no store of responses.")
 
 
 def _tool_choice(choice: openai.ResponseToolChoice | None) -> chat_pb2.ToolChoice | None:

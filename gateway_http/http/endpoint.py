@@ -1,5 +1,6 @@
 """An endpoint of the HTTP API: its path, its types, and the function that handles it."""
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +37,7 @@ class Endpoint:
     """
 
     name: str
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     summary: str
     tag: str
@@ -71,8 +72,11 @@ class PathLabels:
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._paths = frozenset(path for endpoint in endpoints for path in endpoint.paths)
-        # Maps the part before a parameter, which is always the last part, to the whole path.
-        self._prefixes = {path.partition("{")[0]: path for path in self._paths if "{" in path}
+        # The parts before and after a parameter, and the path. Longer parts after it come first.
+        self._patterns = sorted(
+            ((*re.split(r"{\w+}", path), path) for path in self._paths if "{" in path),
+            key=lambda parts: -len(parts[1]),
+        )
         self.probes = frozenset(
             path for endpoint in endpoints if endpoint.is_probe for path in endpoint.paths
         )
@@ -82,7 +86,8 @@ class PathLabels:
         """Return the path of the endpoint that serves `path`, or `UNMATCHED`."""
         if path in self._paths:
             return path
-        for prefix, pattern in self._prefixes.items():
-            if path.startswith(prefix) and path != prefix:
+        for before, after, pattern in self._patterns:
+            is_filled = len(path) > len(before) + len(after)
+            if is_filled and path.startswith(before) and path.endswith(after):
                 return pattern
         return UNMATCHED

@@ -111,11 +111,14 @@ _PRECISE_SCHEMAS: dict[tuple[type[msgspec.Struct], str], _Schema] = {
 def document(endpoints: Sequence[Endpoint], version: str) -> _Schema:
     """Return the document of these endpoints as JSON values."""
     schemas = _schemas(endpoints)
+    paths: dict[str, _Schema] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {}).update(_path(endpoint))
     return {
         "openapi": "3.1.0",
         "info": {"title": "chatrpc", "version": version, "description": _DESCRIPTION},
         "servers": [{"url": "/v1"}, {"url": "/"}],
-        "paths": {endpoint.path: _path(endpoint) for endpoint in endpoints},
+        "paths": paths,
         # A key is optional if neither the gateway nor the service has a file of keys.
         "security": [{}, *({name: []} for name in _SECURITY)],
         "components": {"schemas": schemas, "securitySchemes": _SECURITY},

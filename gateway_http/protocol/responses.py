@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway_http.protocol.field_notes import http_only, proto_field
+from gateway_http.protocol.raw_json import RawObject
 from gateway_http.protocol.response import TokenLogprob
 from gateway_http.protocol.responses_request import (
     ReasoningOptions,
@@ -157,7 +158,7 @@ _RequestedOrOne = Annotated[
 class ResponseObject(Struct, kw_only=True):
     """A response. Most fields repeat the parameters of the request."""
 
-    id: Annotated[str, proto_field("ChatCompletion.id")]
+    id: Annotated[str, http_only("The id of the response.")]
     object: Annotated[Literal["response"], http_only("A constant.")] = "response"
     created_at: Annotated[int, proto_field("ChatCompletion.create_time")]
     status: Annotated[
@@ -210,6 +211,24 @@ class InputTokenCount(Struct):
     object: Annotated[Literal["response.input_tokens"], http_only("A constant.")] = (
         "response.input_tokens"
     )
+
+
+class DeletedResponse(Struct):
+    """A response that was deleted."""
+
+    id: Annotated[str, http_only("The id of the response.")]
+    object: Annotated[Literal["response"], http_only("A constant.")] = "response"
+    deleted: Annotated[Literal[True], http_only("A constant.")] = True
+
+
+class ItemPage(Struct, kw_only=True):
+    """A page of the items that a response was generated from."""
+
+    object: Annotated[Literal["list"], http_only("A constant.")] = "list"
+    data: Annotated[list[RawObject], http_only("The items.")]
+    first_id: Annotated[str | None, http_only("The id of the first item.")]
+    last_id: Annotated[str | None, http_only("The id of the last item.")]
+    has_more: Annotated[bool, http_only("True if there are items after these.")]
 
 
 # -- Events of a stream ----------------------------------------------------------------------------
@@ -379,6 +398,9 @@ class CustomToolCallInputDone(_InItem, tag="response.custom_tool_call_input.done
 
     input: Annotated[str, http_only("The text.")]
 
+
+ResponseEnd = ResponseCompleted | ResponseIncomplete
+"""The last events of a stream that did not fail."""
 
 Event = (
     ResponseCreated

@@ -1,6 +1,6 @@
 """Serves chat and text completions, as a whole or as a stream of events."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -8,7 +8,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway_http.auth.caller import TokenCharge
@@ -78,11 +77,13 @@ class Received(Generic[_Body, _Params]):
         body: The body, without the model's input.
         params: The parameters of the RPC, without the model, or the error of their conversion.
         names: The client's names of parameters; see `param_of`.
+        num_stored_bytes: The size of the stored conversation that the parameters contain, too.
     """
 
     body: _Body
     params: _Params | ApiError
     names: Mapping[str, str]
+    num_stored_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
         events: Makes the converter of a stream.
         failure: Returns the events that end a stream that failed, given its converter. None if the
             stream ends with the error in the form of the API.
+        complete: Completes what was received by what is stored. Raises ApiError.
+        record: Stores a completion before it is sent: given the whole one, or the last event of a
+            stream.
     """
 
     decode: Callable[[bytes], _Body]
@@ -109,6 +113,10 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
     completion: Callable[[_Whole, str, _Body], Struct]
     events: Callable[[_Body], Events[_Chunk]]
     failure: Callable[[Any, ApiError], Sequence[Struct]] | None = None
+    complete: (
+        Callable[[Request, Received[_Body, _Params]], Awaitable[Received[_Body, _Params]]] | None
+    ) = None
+    record: Callable[[Request, _Body, Any], Awaitable[None]] | None = None
 
     def receive(self, content: bytes) -> Received[_Body, _Params]:
         """Decode and convert a body. Raises ApiError if it cannot be decoded.
@@ -121,10 +129,6 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
         params = converted_or_error(self.params, body)
         body.drop_input()
         return Received(body, params, names)
-
-    def respond(self, whole: _Whole, model: str, body: _Body) -> Response:
-        """Convert and encode a whole completion."""
-        return json_response(self.completion(whole, model, body))
 
 
 class Generation(Generic[_Body, _Params, _Whole, _Chunk]):
@@ -144,15 +148,24 @@ class Generation(Generic[_Body, _Params, _Whole, _Chunk]):
         bodies = bodies_of(request)
         async with bodies.decoded(request, caller, self._operation.receive) as decoded:
             received = decoded.value
-            body, params = received.body, received.params
+            body = received.body
             if body.request_id is not None:
                 context.suggest_id(body.request_id)
             context.record.model, context.record.is_streamed = body.model, bool(body.stream)
-            if isinstance(params, ApiError):
-                raise params
+            params = _given(received.params)
             caller.check_model(body.model, *router_of(request).names(body.model))
+            if self._operation.complete is not None:
+                received = await self._operation.complete(request, received)
+                params = _given(received.params)
             completion = _Completion(self._operation, request, body, params, received.names, send)
-            await completion.run(decoded.num_bytes)
+            await completion.run(decoded.num_bytes + received.num_stored_bytes)
+
+
+def _given(params: _Params | ApiError) -> _Params:
+    """Return the parameters, or raise the error of their conversion."""
+    if isinstance(params, ApiError):
+        raise params
+    return params
 
 
 class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
@@ -208,15 +221,15 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
             metadata = call_metadata_of(request)
             response = await route.call(operation.create, message, metadata, timeout_s)
             model = route.public_name(response.completion.model)
-        http_response = await bodies_of(request).converted(
-            caller_of(request),
-            response.completion.ByteSize(),
-            operation.respond,
-            response.completion,
-            model,
-            self._body,
+        bodies, caller = bodies_of(request), caller_of(request)
+        whole, size = response.completion, response.completion.ByteSize()
+        result = await bodies.converted(
+            caller, size, operation.completion, whole, model, self._body
         )
-        metrics.note_completion(response.completion, model)
+        if operation.record is not None:
+            await operation.record(request, self._body, result)
+        http_response = await bodies.converted(caller, size, json_response, result)
+        metrics.note_completion(whole, model)
         charge.charge_used()  # before the head is sent: it reports the remaining tokens
         await http_response(request.scope, request.receive, self._send)
 
@@ -272,7 +285,10 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
                     )
                     metrics.note_chunk(chunk, model, is_started=events.is_started)
                     await stream.write(encoded)
-        await stream.write(b"".join(map(self._style.event, events.finish())))
+        last = events.finish()
+        if self._operation.record is not None:
+            await self._operation.record(request, self._body, last[-1])
+        await stream.write(b"".join(map(self._style.event, last)))
 
     def _encoded(self, events: Events[_Chunk], chunk: _Chunk, model: str) -> bytes:
         """Return the encoded events of a chunk."""

@@ -1,32 +1,73 @@
 """POST /v1/responses and /v1/responses/input_tokens: OpenAI's Responses API."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from chatrpc.v1 import chat_pb2, model_service_pb2
+from chatrpc.v1 import chat_pb2
 from gateway_http.convert import responses_requests
 from gateway_http.convert.responses_output import ResponseEvents, response
 from gateway_http.http.request_io import json_response
-from gateway_http.protocol.error import ApiError, converted_or_error
+from gateway_http.protocol.error import UnsupportedParameter, converted_or_error
 from gateway_http.protocol.responses import InputTokenCount
 from gateway_http.protocol.responses_request import (
+    InputTokensRequest,
     ResponsesRequest,
     decode_input_tokens_request,
     decode_request,
 )
-from gateway_http.routes.generation import Generation, Operation
+from gateway_http.routes.generation import Generation, Operation, Received
 from gateway_http.routes.request_state import bodies_of, caller_of, run_while_connected
+from gateway_http.routes.response_storage import record, refers_to_stored, resolve, store_of
 from gateway_http.routes.tokens import call_tokenize
 from gateway_http.upstream import rpcs
 
-RESPONSES: Operation[
-    ResponsesRequest,
-    chat_pb2.ChatCompletionParams,
-    chat_pb2.ChatCompletion,
-    chat_pb2.ChatCompletionChunk,
-] = Operation(
+_Received = Received[ResponsesRequest, chat_pb2.ChatCompletionParams]
+
+
+class _Responses(
+    Operation[
+        ResponsesRequest,
+        chat_pb2.ChatCompletionParams,
+        chat_pb2.ChatCompletion,
+        chat_pb2.ChatCompletionChunk,
+    ]
+):
+    """The operation. A body that refers to stored responses is converted by `_complete`."""
+
+    def receive(self, content: bytes) -> _Received:
+        body = self.decode(content)
+        if refers_to_stored(body):
+            return Received(body, chat_pb2.ChatCompletionParams(), {})
+        return Received(body, converted_or_error(self.params, body), self.names(body))
+
+
+async def _complete(request: Request, received: _Received) -> _Received:
+    """Add what the body refers to, and free the input unless the response will be stored.
+
+    Raises:
+        ApiError: The body refers to something that does not exist, or asks for a store that does
+            not exist.
+    """
+    body = received.body
+    has_store = store_of(request) is not None
+    if body.store and not has_store:
+        raise UnsupportedParameter("store", "It has no store of responses (--response-store).")
+    if refers_to_stored(body):
+        previous, num_bytes = await resolve(request, body)
+        converted = await bodies_of(request).converted(
+            caller_of(request), num_bytes, responses_requests.params, body, previous
+        )
+        names = responses_requests.sent_names(body, previous)
+        received = replace(received, params=converted, names=names, num_stored_bytes=num_bytes)
+    body.store = has_store and body.store is not False
+    if not body.store:
+        body.drop_input()
+    return received
+
+
+RESPONSES = _Responses(
     decode=decode_request,
     params=responses_requests.params,
     names=responses_requests.sent_names,
@@ -35,6 +76,8 @@ RESPONSES: Operation[
     completion=response,
     events=ResponseEvents,
     failure=ResponseEvents.fail,
+    complete=_complete,
+    record=record,
 )
 
 create_response = Generation(RESPONSES)
@@ -43,32 +86,19 @@ create_response = Generation(RESPONSES)
 async def count_input_tokens(request: Request) -> Response:
     """Return the number of tokens of a conversation's prompt."""
     caller = caller_of(request)
-    async with bodies_of(request).decoded(request, caller, _receive_input_tokens) as decoded:
-        return await run_while_connected(request, _counted(request, *decoded.value))
+    async with bodies_of(request).decoded(request, caller, decode_input_tokens_request) as decoded:
+        return await run_while_connected(request, _counted(request, decoded.value))
 
 
-def _receive_input_tokens(
-    content: bytes,
-) -> tuple[str | None, Mapping[str, str], model_service_pb2.TokenizeRequest | ApiError]:
-    """Decode and convert a body.
-
-    Returns:
-        The name of the model, the client's names of parameters, and the message without a model or
-        the error of its conversion.
-
-    Raises:
-        ApiError: The body cannot be decoded.
-    """
-    body = decode_input_tokens_request(content)
-    converted = converted_or_error(responses_requests.tokenize_request, body)
-    return body.model, responses_requests.sent_names(body), converted
-
-
-async def _counted(
-    request: Request,
-    model: str | None,
-    names: Mapping[str, str],
-    converted: model_service_pb2.TokenizeRequest | ApiError,
-) -> Response:
-    tokenized = await call_tokenize(request, model, converted, names)
+async def _counted(request: Request, body: InputTokensRequest) -> Response:
+    previous, num_bytes = await resolve(request, body)
+    converted = await bodies_of(request).converted(
+        caller_of(request),
+        num_bytes,
+        converted_or_error,
+        lambda prompt: responses_requests.tokenize_request(prompt, previous),
+        body,
+    )
+    names = responses_requests.sent_names(body, previous)
+    tokenized = await call_tokenize(request, body.model, converted, names)
     return json_response(InputTokenCount(len(tokenized.token_ids)))

@@ -56,10 +56,12 @@ def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
 
 
 # Options that the chart never sets: a registry replaces `--upstream`, values replace the file of
-# options, the processes have to start, and the gateway hosts no models.
+# options, the processes have to start, and the gateway hosts no models. A store of responses
+# is a file of one machine.
 NEVER = {
     "config",
     "check",
+    *("response-store", "response-store-max-age-s", "response-store-max-bytes"),
     *("upstream", "upstream-ca", "upstream-certificate", "upstream-key", "upstream-api-key-file"),
     *("models", "models-memory", "model-idle-timeout-s"),
     *("model-load-timeout-s", "model-queue-size"),

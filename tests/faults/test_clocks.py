@@ -25,6 +25,9 @@ WALL_CLOCK = {
     ("service.vllm_protocol.model_info", "datetime.now"),  # when a load was read
     ("service.engine.block_files", "time.time_ns"),  # when a file was used last
     ("service.engine.disk_cache", "time.time_ns"),
+    ("gateway_http.convert.classification", "time.time"),  # `created` of scores
+    ("gateway_http.convert.responses_output", "time.time"),  # `completed_at` of a response
+    ("gateway_http.response_store", "time.time"),  # when a response was used last
     ("bench.contest", "datetime.now"),  # when it was measured
     ("bench.results", "datetime.now"),
     ("bench.gpu", "time.gmtime"),

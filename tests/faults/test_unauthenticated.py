@@ -1,6 +1,7 @@
 """A service and a gateway that require keys serve only probes without one."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
@@ -151,6 +152,9 @@ HTTP_WRONG: dict[str, list[tuple[str, str]]] = {
 }
 # The tag of endpoints that return nothing about models and call no service for the caller.
 HTTP_OPEN = {"Operate"}
+# The tag of endpoints that call no service. Here only the service has keys, so the gateway finds
+# no response of an unknown key.
+HTTP_OWN = {"Stored responses"}
 BODIES = {
     "create_chat_completion": body(),
     "create_completion": {"model": "fake", "prompt": "hi"},
@@ -175,6 +179,8 @@ BODIES = {
 HTTP_UNSUPPORTED = {"create_embeddings", "rerank", "rerank_v2", "score", "classify"}
 # Requests whose prompt is too long for the model's context.
 HTTP_TOO_LONG = {"create_decision"}
+# Requests for a response that does not exist.
+HTTP_MISSING = {"retrieve_response", "delete_response", "list_input_items"}
 
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
@@ -182,18 +188,21 @@ HTTP_TOO_LONG = {"create_decision"}
 async def test_http_routes_except_operations_require_a_key(
     http: httpx.AsyncClient, endpoint: Endpoint, prefix: str
 ) -> None:
-    path = prefix + endpoint.path.replace("{model_id}", "fake")
+    path = prefix + re.sub(r"{\w+}", "fake", endpoint.path)
     sent = BODIES.get(endpoint.name)
     for headers in ([("authorization", f"Bearer {KEY}")], [("x-api-key", KEY)]):
         response = await http.request(endpoint.method, path, json=sent, headers=headers)
-        assert response.status_code == (
-            400 if endpoint.name in HTTP_UNSUPPORTED | HTTP_TOO_LONG else 200
-        )
+        expected_status = 400 if endpoint.name in HTTP_UNSUPPORTED | HTTP_TOO_LONG else 200
+        if endpoint.name in HTTP_MISSING:
+            expected_status = 404
+        assert response.status_code == expected_status
     for label, wrong in HTTP_WRONG.items():
         raw = [(name.encode(), value.encode("latin-1")) for name, value in wrong]
         response = await http.request(endpoint.method, path, json=sent, headers=raw)
         if endpoint.tag in HTTP_OPEN:
             assert response.status_code == 200, label
+        elif endpoint.tag in HTTP_OWN:
+            assert response.status_code == 404, label
         else:
             assert response.status_code == 401, label
             error = response.json()["error"]

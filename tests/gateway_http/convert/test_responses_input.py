@@ -134,8 +134,6 @@ def test_invalid_item_is_named(items: list[Any], param: str) -> None:
         ({"moderation": {"model": "m"}}, "moderation"),
         ({"context_management": [{"type": "compaction"}]}, "context_management"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
-        ({"store": True}, "store"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ],
 )
 def test_unsupported_parameter_is_named(fields: dict[str, Any], param: str) -> None:
