@@ -281,7 +281,8 @@ async def test_removed_model_is_unloaded_after_its_requests() -> None:
         assert process.signals == []
         process.service.release()
         assert await running == "Hello"
-        await until(lambda: not rig.launcher.running)
+        await rig.until_state(A, State.UNLOADED)
+        assert rig.launcher.running == []
         with pytest.raises(ApiError, match="not served any more"):
             await rig.complete(A)
 
