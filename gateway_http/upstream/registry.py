@@ -271,7 +271,8 @@ def load_registry(path: Path) -> Registry:
     """Read a registry. Paths in it are relative to its directory.
 
     Raises:
-        ConfigError: The file or a file that it names cannot be read, or two models share a name.
+        ConfigError: The file or a file that it names cannot be read, or two models share a
+            name or a port.
     """
     try:
         models = _File.model_validate(tomllib.loads(read_small(path).decode())).model
@@ -284,6 +285,7 @@ def load_registry(path: Path) -> Registry:
     except ValueError as error:  # not UTF-8, not TOML, or a number of 5000 digits
         raise ConfigError(f"{path}: {error}") from None
     _check_names(path, models)
+    _check_ports(path, models)
     files = tuple(file for model in models for file in _files(model, path.parent))
     entries = tuple(_entry(path, model) for model in models)
     return Registry(entries, files, tuple(_validities(path, models)))
@@ -324,6 +326,15 @@ def _check_names(path: Path, models: tuple[_Model, ...]) -> None:
             if name in owners:
                 raise ConfigError(f"{path}: model.{i}: '{name}' is model.{owners[name]}'s already.")
             owners[name] = i
+
+
+def _check_ports(path: Path, models: tuple[_Model, ...]) -> None:
+    owners: dict[int, int] = {}
+    for i, model in enumerate(models):
+        if model.port is not None and owners.setdefault(model.port, i) != i:
+            raise ConfigError(
+                f"{path}: model.{i}.port: {model.port} is model.{owners[model.port]}'s already."
+            )
 
 
 def _files(model: _Model, directory: Path) -> Iterator[Path]:

@@ -17,7 +17,6 @@ from service.domain.pooling import (
     Classifications,
     ScoreRequest,
     Scores,
-    Truncation,
 )
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField, UnsupportedField
@@ -134,15 +133,15 @@ class LocalEmbeddings:
 
         def tokenized() -> tuple[list[TokenizedInput], list[TokenizedInput]]:
             return (
-                self._texts(queries, request, request.truncation, _QUERY_PROMPTS),
-                self._texts(documents, request, _shorter(request), _DOCUMENT_PROMPTS),
+                self._texts(queries, request, None, _QUERY_PROMPTS),
+                self._texts(documents, request, request.max_tokens_per_document, _DOCUMENT_PROMPTS),
             )
 
         of_queries, of_documents = await call.workers.text(tokenized)
         # The query of a rerank is the same in all pairs, and is computed once.
-        numbers = {query: i for i, query in enumerate(dict.fromkeys(queries))}
-        once = [of_queries[queries.index(query)] for query in numbers]
-        vectors = await self._engine.run([*once, *of_documents], call)
+        once = dict(zip(queries, of_queries, strict=True))
+        numbers = {query: i for i, query in enumerate(once)}
+        vectors = await self._engine.run([*once.values(), *of_documents], call)
         scores = await call.workers.text(
             _cosines, vectors, [numbers[query] for query in queries], len(once)
         )
@@ -152,7 +151,7 @@ class LocalEmbeddings:
         self,
         texts: tuple[str, ...],
         request: ScoreRequest,
-        truncation: Truncation | None,
+        max_tokens_per_document: int | None,
         names: Sequence[str],
     ) -> list[TokenizedInput]:
         prompts = self._modules.prompts
@@ -160,9 +159,10 @@ class LocalEmbeddings:
         return self._tokenizer.tokenized(
             texts,
             request.inputs_field,
-            truncation=truncation,
+            truncation=request.truncation,
             prompt="" if name is None else prompts[name],
             skips_prompt=not self._modules.pooling.includes_prompt,
+            max_tokens_per_document=max_tokens_per_document,
         )
 
     def _prompt(self, name: str | None, *, is_text: bool) -> str:
@@ -302,15 +302,6 @@ def _normalized(vectors: _Array) -> _Array:
 
 def _num_tokens(inputs: Iterable[TokenizedInput]) -> int:
     return sum(map(len, inputs))
-
-
-def _shorter(request: ScoreRequest) -> Truncation | None:
-    """Return the truncation of the documents of a request."""
-    if request.max_tokens_per_document is None:
-        return request.truncation
-    given = request.truncation or Truncation()
-    most = (each for each in (given.max_tokens, request.max_tokens_per_document) if each)
-    return Truncation(given.side, min(most))
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -253,9 +253,9 @@ class PoolingEngine:
             self._is_idle = True
             while not len(self._queue) and not self._is_closed:
                 self._changed.wait()
-            self._is_idle = False
             if self._is_closed:
                 return []
+            self._is_idle = False
             while (job := self._queue.first()) is not None:
                 num_tokens += len(job.inputs[job.num_taken])
                 if taken and num_tokens > self._max_tokens:

@@ -59,8 +59,8 @@ class InputTokenizer:
             field: The field with the inputs, for errors.
             prompt: It is put before each text.
             skips_prompt: True if pooling leaves out the tokens of the prompt.
-            max_tokens_per_document: Of each pair, only this many tokens at the start of the
-                document are used.
+            max_tokens_per_document: Only this many tokens at the start of each text, or of the
+                document of each pair, are used. Those of `prompt` do not count.
 
         Raises:
             ContextLengthExceeded: An input has too many tokens, and there is no `truncation`.
@@ -73,7 +73,10 @@ class InputTokenizer:
         elif isinstance(first, str):
             texts = [prompt + each for each in inputs if isinstance(each, str)]
             num_skipped = self._prompt_length(prompt, add_special_tokens) if skips_prompt else 0
-            found = self._texts(texts, add_special_tokens, truncation, num_skipped)
+            most = max_tokens_per_document
+            if most is not None:
+                most += self._prompt_length(prompt, add_special_tokens=False)
+            found = self._texts(texts, add_special_tokens, truncation, num_skipped, most)
         else:
             ids = [each for each in inputs if isinstance(each, tuple)]
             found = self._ids(ids, truncation, field)
@@ -91,11 +94,14 @@ class InputTokenizer:
         add_special_tokens: bool,
         truncation: Truncation | None,
         num_skipped: int,
+        max_tokens_per_text: int | None,
     ) -> list[TokenizedInput]:
         num_added = self._num_added[False] if add_special_tokens else 0
         most = self._most(truncation, num_added)
         found = []
         for encoding in self._encoded(texts):
+            if max_tokens_per_text is not None and len(encoding) > max_tokens_per_text:
+                encoding.truncate(max_tokens_per_text)
             if truncation is not None and len(encoding) > most:
                 encoding.truncate(most, direction=truncation.side)
             found.append(self._finished(encoding, None, add_special_tokens, num_skipped))

@@ -352,6 +352,7 @@ class HostedModels:
     async def _serve(self, slot: _Slot) -> None:
         """Run one process of a model: from its start to its end."""
         failure = ""
+        await self._wait_for_port(slot)
         try:
             process = await self._launch(slot.model)
         except OSError as error:
@@ -371,6 +372,20 @@ class HostedModels:
         if failure:
             self._note_failure(slot, failure)
         self._act()
+
+    async def _wait_for_port(self, slot: _Slot) -> None:
+        """Wait for the ends of other processes with the port of a model.
+
+        They are those of the entries that it has replaced. Until they end, calls on the port would
+        reach them.
+        """
+        others = [
+            each.task
+            for each in self._slots.values()
+            if each is not slot and each.task is not None and each.model.port == slot.model.port
+        ]
+        if slot.model.port is not None and others:
+            await asyncio.wait(others, timeout=self._options.load_timeout_s)
 
     async def _serve_until_ended(
         self, slot: _Slot, process: ModelProcess, ended: "asyncio.Task[str]"
@@ -395,16 +410,18 @@ class HostedModels:
                 late = f"The process was not ready within {timeout_s:g} s."
                 return ended.result() if ended.done() else late
             run = _Run(connecting.result())
-            self._note_loaded(slot, run)
-            await self._describe(slot, run)
-            await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not stopping.done():
-                _log.error("hosted_model_died", model=slot.model.name, reason=ended.result())
-                self._metrics.hosted_ends.labels(slot.model.name, "died").inc()
-            else:
-                self._metrics.hosted_ends.labels(slot.model.name, "unloaded").inc()
-            slot.run = None
-            self._retire(run)
+            try:
+                self._note_loaded(slot, run)
+                await self._describe(slot, run)
+                await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not stopping.done():
+                    _log.error("hosted_model_died", model=slot.model.name, reason=ended.result())
+                    self._metrics.hosted_ends.labels(slot.model.name, "died").inc()
+                else:
+                    self._metrics.hosted_ends.labels(slot.model.name, "unloaded").inc()
+            finally:
+                slot.run = None
+                self._retire(run)
             return ""
         finally:
             connecting.cancel()

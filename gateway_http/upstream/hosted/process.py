@@ -76,8 +76,13 @@ class ServiceLauncher:
     api_keys: Path | None = None
 
     async def __call__(self, model: HostedModel) -> "ServiceProcess":
-        """Start the service of a model. It ends when this process ends for any reason."""
-        port = model.port or _free_port()
+        """Start the service of a model. It ends when this process ends for any reason.
+
+        Raises:
+            OSError: It cannot be started, or another process listens on its port. That one would
+                get its requests until the service reports the conflict.
+        """
+        port = _free_port(model.port or 0)
         leash = (sys.executable, "-m", "chatrpc_process.leash", str(os.getpid()))
         process = await asyncio.create_subprocess_exec(
             *leash,
@@ -175,6 +180,7 @@ def _reported_reason(line: str) -> str:
     return found[1]
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def _free_port(port: int) -> int:
+    """Return `port` if no process listens on it, and any free port for 0. Else raise OSError."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
         return int(listener.getsockname()[1])

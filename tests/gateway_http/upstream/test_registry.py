@@ -118,6 +118,10 @@ def test_path_of_a_hosted_model_starts_at_the_registry(tmp_path: Path) -> None:
         (HOSTED % "x" + "arguments = [1]", "model.0.arguments.0"),
         (HOSTED % "", "model.0.model"),
         (HOSTED % "x" + LEAST, "'m' is model.0's already"),
+        (
+            HOSTED % "x" + "port = 7\n" + (HOSTED % "x").replace('"m"', '"n"') + "port = 7",
+            "model.1.port: 7 is model.0's already",
+        ),
     ],
 )
 def test_invalid_hosted_model_is_an_error_that_names_the_field(

@@ -207,9 +207,10 @@ async def test_idle_engine_does_not_hang(runner: FakeRunner) -> None:
     for _ in range(3):
         await engine.run(given(1), call())
         await asyncio.sleep(0.05)
+    assert await engine.stop()
+    await asyncio.sleep(0.05)
     assert not watching.done()
     watching.cancel()
-    assert await engine.stop()
 
 
 async def test_error_of_the_load_is_raised_by_start() -> None:

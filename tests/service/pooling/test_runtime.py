@@ -137,6 +137,10 @@ async def test_score_of_an_embedding_model_is_a_cosine(embedder: Path) -> None:
         documents = await embedded(model, inputs=TEXTS[1:])
         np.testing.assert_allclose(found.scores, documents @ query, atol=1e-6)
         assert found.num_prompt_tokens == 2 * (3 + 2 + 2) + (9 + 2) + (1 + 2)
+        cut = ScoreRequest(pairs, "documents", max_tokens_per_document=1)
+        firsts = tuple(TextPair(each.query, each.document.split()[0]) for each in pairs)
+        expected = await model.scorer.score(ScoreRequest(firsts, "pairs"), call())
+        assert (await model.scorer.score(cut, call())).scores == expected.scores
         short = ScoreRequest((TextPair("river", sentence(60)),), "documents", Activation.MODEL)
         with pytest.raises(ContextLengthExceeded):
             await model.scorer.score(short, call())

@@ -74,6 +74,21 @@ def test_document_is_shortened_before_the_pair(file: Path) -> None:
     assert caught.value.field == "pairs[0]"
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_text_is_shortened_to_its_start_before_the_truncation(
+    file: Path, side: Literal["left", "right"]
+) -> None:
+    [found] = made(file).tokenized(
+        (sentence(30),),
+        "f",
+        truncation=Truncation(side),
+        prompt="the old ",
+        max_tokens_per_document=2,
+    )
+    [expected] = made(file).tokenized((f"the old {sentence(2)}",), "f")
+    assert found == expected
+
+
 def test_prompt_is_put_before_texts_and_may_be_left_out_of_pooling(file: Path) -> None:
     tokenizer = made(file)
     [found] = tokenizer.tokenized(("river",), "f", prompt="the old ", skips_prompt=True)

@@ -287,6 +287,28 @@ async def test_changed_model_gets_a_new_process() -> None:
         assert rig.launcher.started == ["a", "a"]
 
 
+async def test_changed_model_with_the_same_port_waits_for_its_former_process() -> None:
+    model = replace(A, port=50_051)
+    changed = replace(model, arguments=("--dtype", "float32"))
+    async with hosting(NEVER, model, B) as rig:
+        rig.launcher.script = list(HOLDING)
+        running = rig.begin(model)
+        await rig.until_started("a")
+        former = rig.launcher.processes[0]
+        await former.service.called()
+        rig.models.adopt([changed, B])
+        rig.launcher.script = []
+        waiting = rig.begin(changed)
+        await rig.until_state(changed, State.LOADING)
+        await rig.complete(B)
+        assert rig.launcher.started == ["a", "b"]
+        former.service.release()
+        assert await running == "Hello"
+        assert await waiting == "Hello world"
+        assert rig.launcher.started == ["a", "b", "a"]
+        assert len(former.service.calls) == 1
+
+
 async def test_measured_memory_replaces_the_estimate() -> None:
     a, b = (HostedModel(name, "nowhere") for name in "ab")
     async with hosting(replace(NEVER, budget_bytes=2**31), a, b) as rig:

@@ -1,6 +1,7 @@
 """The reasons of a service's end, and a real process that has a fake service."""
 
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -61,18 +62,23 @@ def fake_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_service_is_started_with_the_options_of_its_model(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    model = HostedModel(
-        "org/m", "bad", aliases=("a,b",), arguments=("--max-num-seqs", "2"), port=4321
-    )
-    process = await ServiceLauncher("debug", "json", Path("keys.toml"))(model)
-    assert process.target == "127.0.0.1:4321"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        model = HostedModel(
+            "org/m", "bad", aliases=("a,b",), arguments=("--max-num-seqs", "2"), port=port
+        )
+        launch = ServiceLauncher("debug", "json", Path("keys.toml"))
+        with pytest.raises(OSError, match="Address already in use"):
+            await launch(model)
+    process = await launch(model)
+    assert process.target == f"127.0.0.1:{port}"
     async with failsafe():
         assert await process.wait() == "There is no model 'bad'."
     arguments = capfd.readouterr().out
     for part in (
         '["--max-num-seqs", "2", "--model", "bad", "--served-model-name", "org/m"',
         '"--model-aliases", "[\\"a,b\\"]"',
-        '"--host", "127.0.0.1", "--port", "4321", "--api-keys", "keys.toml"',
+        f'"--host", "127.0.0.1", "--port", "{port}", "--api-keys", "keys.toml"',
         '"--log-level", "debug", "--log-format", "json"',
     ):
         assert part in arguments
