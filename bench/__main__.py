@@ -43,6 +43,7 @@ from bench.soak import Soak
 from bench.soak import soak as run_soak
 from bench.summary import Summary
 from service.checkpoint import EMBEDDED_MODEL
+from service.openmp import bound_spinning
 
 app = typer.Typer(
     help="Measure chatrpc by itself or against other servers.",
@@ -487,6 +488,22 @@ def context_command(
     if out is not None:
         out.write_text(text)
     typer.echo(text)
+
+
+@app.command(name="embeddings")
+def embeddings_command(
+    model: Annotated[Path, typer.Argument(help="Directory of an embedding model.", exists=True)],
+    *,
+    texts: Annotated[int, typer.Option(help="Number of texts that are sent at once.", min=1)] = 256,
+    rounds: Annotated[int, typer.Option(help="Number of measurements of each.", min=1)] = 5,
+) -> None:
+    """Compare the throughput of embeddings with sentence_transformers, on this CPU."""
+    bound_spinning()
+    # Imported here, because it imports torch, which takes seconds.
+    from bench.embeddings import measure  # noqa: PLC0415
+
+    for name, rate in _run(measure(model, texts, rounds)).items():
+        typer.echo(f"{rate:8.1f} texts/s  {name}")
 
 
 @app.command(name="report")

@@ -283,6 +283,7 @@ DEFERRED = {
     ("service.checkpoint", "service.gguf.convert"),
     ("service.checkpoint", "huggingface_hub"),
     ("bench.__main__", "bench.context"),
+    ("bench.__main__", "bench.embeddings"),
     ("chatrpc_process.tracing.exporter", "chatrpc_process.tracing.otel"),
 }
 
