@@ -173,9 +173,13 @@ class ResponseStore:
             lambda: self._conversation(owner, response_id, max_bytes, has_output=has_output)
         )
 
-    async def items(self, owner: str, ids: Sequence[str]) -> dict[str, bytes]:
-        """Return those items of these ids that the owner has, by id."""
-        return await self._run(lambda: self._items(owner, ids))
+    async def items(self, owner: str, ids: Sequence[str], max_bytes: int) -> dict[str, bytes]:
+        """Return those items of these ids that the owner has, by id.
+
+        Raises:
+            ConversationTooLarge: The items together exceed `max_bytes`.
+        """
+        return await self._run(lambda: self._items(owner, ids, max_bytes))
 
     async def _run(self, job: Callable[[], _Result]) -> _Result:
         if self._num_jobs >= _MAX_JOBS:
@@ -276,8 +280,9 @@ class ResponseStore:
                 items.append(StoredItem(item_id, bytes(body)))
         return items
 
-    def _items(self, owner: str, ids: Sequence[str]) -> dict[str, bytes]:
+    def _items(self, owner: str, ids: Sequence[str], max_bytes: int) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
+        num_bytes = 0
         for item_id in dict.fromkeys(ids):
             row = self._database.execute(
                 "SELECT items.body FROM items JOIN responses "
@@ -287,6 +292,9 @@ class ResponseStore:
             ).fetchone()
             if row is not None:
                 found[item_id] = bytes(row[0])
+                num_bytes += len(row[0])
+                if num_bytes > max_bytes:
+                    raise ConversationTooLarge
         return found
 
 

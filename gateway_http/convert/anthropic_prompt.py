@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert.json_text import raw_text
-from gateway_http.convert.thinking_signature import InvalidSignature, signed_text
+from gateway_http.convert.thinking_signature import InvalidSignature, SignedTexts
 from gateway_http.protocol import anthropic
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
@@ -79,7 +79,8 @@ def chat_messages(prompt: anthropic.Prompt) -> list[chat_pb2.ChatMessage]:
     Raises:
         InvalidRequest: A block is malformed, not supported, or not allowed in its message.
     """
-    return [_chat_message(group) for group in grouped(prompt)]
+    signed = SignedTexts()
+    return [_chat_message(group, signed) for group in grouped(prompt)]
 
 
 def continues_last(prompt: anthropic.Prompt) -> bool:
@@ -156,8 +157,9 @@ def _placed(content: str | Sequence[anthropic.ContentBlockParam], path: str) -> 
         yield Placed(f"{path}[{i}]", block)
 
 
-def _chat_message(group: Group) -> chat_pb2.ChatMessage:
+def _chat_message(group: Group, signed: SignedTexts) -> chat_pb2.ChatMessage:
     message = chat_pb2.ChatMessage(role=_ROLES[group.role])
+    reasoning: list[str] = []  # joined once: appending to the message would copy all of it
     for placed in group.blocks:
         if not isinstance(placed.block, _BLOCKS[group.role]):
             kind = type(placed.block).__struct_config__.tag
@@ -167,22 +169,26 @@ def _chat_message(group: Group) -> chat_pb2.ChatMessage:
                 placed.path,
                 "invalid_value",
             )
-        _add(message, placed)
+        if isinstance(placed.block, anthropic.ThinkingBlockParam):
+            reasoning.append(_reasoning(placed.block, placed.path, signed))
+        else:
+            _add(message, placed)
+    message.reasoning_content = "".join(reasoning)
     return message
 
 
+def _reasoning(block: anthropic.ThinkingBlockParam, path: str, signed: SignedTexts) -> str:
+    try:
+        return signed.text(block.thinking, block.signature)
+    except InvalidSignature as error:
+        param = f"{path}.signature"
+        raise InvalidRequest(f"Invalid '{param}': {error}.", param, "invalid_value") from None
+
+
 def _add(message: chat_pb2.ChatMessage, placed: Placed) -> None:
-    """Add a block to a message."""
+    """Add a block that is not reasoning to a message."""
     path = placed.path
     match placed.block:
-        case anthropic.ThinkingBlockParam(thinking=text, signature=signature):
-            try:
-                message.reasoning_content += signed_text(text, signature)
-            except InvalidSignature as error:
-                param = f"{path}.signature"
-                raise InvalidRequest(
-                    f"Invalid '{param}': {error}.", param, "invalid_value"
-                ) from None
         case anthropic.RedactedThinkingBlockParam():
             pass
         case anthropic.ToolUseBlockParam() as call:

@@ -19,10 +19,14 @@ _COMPLETE = re.compile(
         [^"\\]
         | \\[^u]
         | \\u(?![dD][89abAB])[0-9a-fA-F]{4}
-        | \\u[dD][89abAB][0-9a-fA-F]{2} (?: \\u[dD][c-fC-F][0-9a-fA-F]{2} | (?=[^\\]|\\[^u]) )
+        | \\u[dD][89abAB][0-9a-fA-F]{2} (?:
+            \\u[dD][c-fC-F][0-9a-fA-F]{2}
+            | (?= [^\\] | \\[^u] | \\u(?![dD][c-fC-F])[0-9a-fA-F]{4} )
+        )
     )*+""",
     re.VERBOSE | re.DOTALL,
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def input_schema(form: CustomTextFormat | CustomGrammarFormat | None) -> str:
@@ -89,9 +93,12 @@ class InputText:
 
 
 def _unescaped(text: str) -> str:
-    """Return the text that a JSON string contains, or its source if that is not valid JSON."""
+    """Return the text that a JSON string contains, or its source if that is not valid JSON.
+
+    An unpaired surrogate, which no encoding of a response has, becomes U+FFFD.
+    """
     try:
         decoded: str = json.loads(f'"{text}"', strict=False)
     except ValueError:
         return text
-    return decoded
+    return _SURROGATE.sub("\ufffd", decoded)

@@ -327,9 +327,13 @@ def _compact_json(data: msgspec.Raw, param: str) -> str:
     """Return JSON without white space, with all digits of its numbers.
 
     Raises:
-        InvalidRequest: It is no object or array of objects, or exceeds a limit.
+        InvalidRequest: It is no object or array of objects, has a number that is out of range, or
+            exceeds a limit.
     """
-    value = msgspec.json.decode(data)
+    try:
+        value = msgspec.json.decode(data)
+    except msgspec.DecodeError as error:  # the syntax has been checked, but not the numbers
+        raise InvalidRequest(f"Invalid '{param}': {error}.", param, "invalid_value") from None
     if not isinstance(value, dict) and not (
         isinstance(value, list) and all(isinstance(item, dict) for item in value)
     ):

@@ -11,7 +11,7 @@ from chatrpc.v1 import chat_pb2
 from gateway_http.convert import custom_tools
 from gateway_http.convert.messages import file_content
 from gateway_http.convert.response_tools import function_name
-from gateway_http.convert.thinking_signature import InvalidSignature, signed_text
+from gateway_http.convert.thinking_signature import InvalidSignature, SignedTexts
 from gateway_http.protocol import responses_request as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 from gateway_http.protocol.request import InputFile
@@ -23,6 +23,7 @@ _ROLES = {
     "assistant": chat_pb2.ROLE_ASSISTANT,
     "tool": chat_pb2.ROLE_TOOL,
 }
+_CALLS = (openai.FunctionCallItem, openai.CustomToolCallItem)
 
 
 class Placed(NamedTuple):
@@ -32,11 +33,27 @@ class Placed(NamedTuple):
     item: openai.Item
 
 
-class Group(NamedTuple):
-    """The items that become one message of the proto."""
+class Group:
+    """The items that become one message of the proto.
 
-    role: str
-    items: list[Placed]
+    Args:
+        role: The role of the message.
+
+    Attributes:
+        items: The items, in their order.
+    """
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self.items: list[Placed] = []
+        self._has_call = False
+        self._has_message = False
+
+    def add(self, placed: Placed) -> None:
+        """Append an item."""
+        self.items.append(placed)
+        self._has_call = self._has_call or isinstance(placed.item, _CALLS)
+        self._has_message = self._has_message or isinstance(placed.item, openai.MessageItem)
 
     def joins(self, role: str, item: openai.Item) -> bool:
         """Return whether an item that follows belongs to the same turn of the model.
@@ -46,10 +63,7 @@ class Group(NamedTuple):
         """
         if role != "assistant" or self.role != "assistant":
             return False
-        is_call = openai.FunctionCallItem | openai.CustomToolCallItem
-        if isinstance(item, is_call) or any(isinstance(p.item, is_call) for p in self.items):
-            return True
-        return not any(isinstance(placed.item, openai.MessageItem) for placed in self.items)
+        return isinstance(item, _CALLS) or self._has_call or not self._has_message
 
 
 def grouped(prompt: openai.ResponsePrompt, previous: Sequence[openai.Item] = ()) -> Iterator[Group]:
@@ -61,16 +75,17 @@ def grouped(prompt: openai.ResponsePrompt, previous: Sequence[openai.Item] = ())
     """
     if prompt.instructions is not None:
         item = openai.MessageItem(role="developer", content=prompt.instructions)
-        yield Group("developer", [Placed("instructions", item)])
+        instructions = Group("developer")
+        instructions.add(Placed("instructions", item))
+        yield instructions
     group: Group | None = None
     for placed in _placed(prompt, previous):
         role = _role(placed.item)
-        if group is not None and group.joins(role, placed.item):
-            group.items.append(placed)
-            continue
-        if group is not None:
-            yield group
-        group = Group(role, [placed])
+        if group is None or not group.joins(role, placed.item):
+            if group is not None:
+                yield group
+            group = Group(role)
+        group.add(placed)
     if group is not None:
         yield group
 
@@ -92,7 +107,8 @@ def chat_messages(
             "input",
             "missing_required_parameter" if prompt.input is None else "empty_array",
         )
-    return [_chat_message(group) for group in grouped(prompt, previous)]
+    signed = SignedTexts()
+    return [_chat_message(group, signed) for group in grouped(prompt, previous)]
 
 
 def sent_names(
@@ -186,15 +202,35 @@ def _part_names(
     return num_parts
 
 
-def _chat_message(group: Group) -> chat_pb2.ChatMessage:
-    message = chat_pb2.ChatMessage(role=_ROLES[group.role])
+def _chat_message(group: Group, signed: SignedTexts) -> chat_pb2.ChatMessage:
+    # Texts of several items are joined once: appending each to the message would copy all of them.
+    message = chat_pb2.ChatMessage(
+        role=_ROLES[group.role],
+        reasoning_content="\n\n".join(filter(None, _reasoning_texts(group, signed))),
+        refusal="".join(_refusals(group)),
+    )
     for path, item in group.items:
         _add(message, item, path)
     return message
 
 
+def _reasoning_texts(group: Group, signed: SignedTexts) -> Iterator[str]:
+    for path, item in group.items:
+        if isinstance(item, openai.ReasoningInputItem):
+            yield _reasoning(item, path, signed)
+
+
+def _refusals(group: Group) -> Iterator[str]:
+    """Yield the refusals of the model's content. That of others has none."""
+    for _, item in group.items:
+        if group.role == "assistant" and isinstance(item, openai.MessageItem):
+            for part in item.content:
+                if isinstance(part, openai.OutputRefusalPart):
+                    yield part.refusal
+
+
 def _add(message: chat_pb2.ChatMessage, item: openai.Item, path: str) -> None:
-    """Add an item to a message."""
+    """Add an item to a message, without the texts that the message has already."""
     match item:
         case openai.MessageItem(content=content, role=role):
             inner = path if _is_text_only(path) else f"{path}.content"
@@ -209,9 +245,7 @@ def _add(message: chat_pb2.ChatMessage, item: openai.Item, path: str) -> None:
             name = function_name(item.name, item.namespace)
             _add_call(message, item.call_id, name, custom_tools.arguments(item.input))
         case openai.ReasoningInputItem():
-            text = _reasoning(item, path)
-            separator = "\n\n" if message.reasoning_content and text else ""
-            message.reasoning_content += separator + text
+            pass
         case openai.ItemReference():
             raise UnsupportedParameter(path, "References need a store of responses.")
 
@@ -224,14 +258,14 @@ def _add_call(message: chat_pb2.ChatMessage, call_id: str, name: str, arguments:
     )
 
 
-def _reasoning(item: openai.ReasoningInputItem, path: str) -> str:
+def _reasoning(item: openai.ReasoningInputItem, path: str, signed: SignedTexts) -> str:
     """Return the text of a reasoning item.
 
     Raises:
-        InvalidRequest: A value of this server is damaged.
+        InvalidRequest: A value of this server is damaged or too large.
     """
     try:
-        encrypted = signed_text("", item.encrypted_content or "")
+        encrypted = signed.text("", item.encrypted_content or "")
     except InvalidSignature as error:
         param = f"{path}.encrypted_content"
         raise InvalidRequest(f"Invalid '{param}': {error}.", param, "invalid_value") from None
@@ -245,7 +279,7 @@ def _add_content(
     *,
     is_output: bool = False,
 ) -> None:
-    """Add the parts of a content to a message.
+    """Add the parts of a content to a message, without the model's refusals.
 
     Args:
         message: The message.
@@ -257,9 +291,7 @@ def _add_content(
         message.content.add(text=content)
         return
     for i, part in enumerate(content):
-        if isinstance(part, openai.OutputRefusalPart) and is_output:
-            message.refusal += part.refusal
-        else:
+        if not (isinstance(part, openai.OutputRefusalPart) and is_output):
             message.content.append(_part(part, f"{path}[{i}]", is_output=is_output))
 
 

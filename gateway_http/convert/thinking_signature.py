@@ -11,8 +11,8 @@ import zlib
 
 _DIGEST = "chatrpc-sha256:"
 _TEXT = "chatrpc-text:"
-# A longer text could not have been returned: no context has this many characters.
-_MAX_CHARS = 4 << 20
+# Longer texts could not have been returned: no context has this many bytes.
+_MAX_BYTES = 4 << 20
 
 
 class InvalidSignature(ValueError):
@@ -29,29 +29,41 @@ def signature_with_text(text: str) -> str:
     return _TEXT + base64.b64encode(zlib.compress(text.encode())).decode()
 
 
-def signed_text(text: str, sent: str) -> str:
-    """Return the text of a block of reasoning.
+class SignedTexts:
+    """Reads the blocks of reasoning of one request.
 
-    Args:
-        text: The block's text; "" if it was not returned.
-        sent: The block's signature. Those of other servers are not checked.
-
-    Raises:
-        InvalidSignature: The signature is of another text, or damaged.
+    The texts that their signatures contain have `_MAX_BYTES` together at most: a small request
+    could expand to gigabytes otherwise.
     """
-    if sent.startswith(_TEXT):
-        return _contained(sent.removeprefix(_TEXT))
-    if sent.startswith(_DIGEST) and sent != signature(text):
-        raise InvalidSignature("the text has been changed")
-    return text
 
+    def __init__(self) -> None:
+        self._num_left = _MAX_BYTES
 
-def _contained(encoded: str) -> str:
-    inflater = zlib.decompressobj()
-    try:
-        content = inflater.decompress(base64.b64decode(encoded, validate=True), _MAX_CHARS)
-        if inflater.eof:
-            return content.decode()
-    except (ValueError, zlib.error):
-        pass
-    raise InvalidSignature("the signature is damaged")
+    def text(self, text: str, sent: str) -> str:
+        """Return the text of a block.
+
+        Args:
+            text: The block's text; "" if it was not returned.
+            sent: The block's signature. Those of other servers are not checked.
+
+        Raises:
+            InvalidSignature: The signature is of another text, or damaged, or the texts are too
+                large.
+        """
+        if sent.startswith(_TEXT):
+            return self._contained(sent.removeprefix(_TEXT))
+        if sent.startswith(_DIGEST) and sent != signature(text):
+            raise InvalidSignature("the text has been changed")
+        return text
+
+    def _contained(self, encoded: str) -> str:
+        inflater = zlib.decompressobj()
+        try:
+            compressed = base64.b64decode(encoded, validate=True)
+            content = inflater.decompress(compressed, self._num_left + 1)  # 0 would be no limit
+            if inflater.eof and len(content) <= self._num_left:
+                self._num_left -= len(content)
+                return content.decode()
+        except (ValueError, zlib.error):
+            pass
+        raise InvalidSignature("the signature is damaged")

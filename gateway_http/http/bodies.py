@@ -52,10 +52,18 @@ class CapacityShare(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decoded(Generic[Result]):
-    """A decoded body, and its uncompressed size in bytes."""
+    """A decoded body.
+
+    Attributes:
+        value: The body.
+        num_bytes: Its uncompressed size in bytes.
+        hold: Counts further bytes as in progress, which the request uses besides its body. Raises
+            ApiError if too little capacity is free.
+    """
 
     value: Result
     num_bytes: int
+    hold: Callable[[int], None]
 
 
 class Bodies:
@@ -130,7 +138,7 @@ class Bodies:
                 decoding = self._run(caller, cost, decode, content)
                 value = await self._while_connected(request, decoding)
             del content
-            yield Decoded(value, num_bytes)
+            yield Decoded(value, num_bytes, held.add)
         finally:
             held.resize(0)
 
@@ -212,15 +220,19 @@ def _decoding_cost(content: bytes) -> int:
 
 
 class _HeldBytes:
-    """The part of the shared capacity that one body uses. A small body uses none."""
+    """The part of the shared capacity that one request uses. A small body uses none."""
 
     def __init__(self, capacity: SharedCapacity, caller: CapacityShare) -> None:
         self._capacity = capacity
         self._name, self._weight = caller.name, caller.weight
-        self._num_held = 0
+        self._num_bytes = self._num_held = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Use the capacity for this many more bytes. Raises ApiError if too little is free."""
+        self.resize(self._num_bytes + num_bytes)
 
     def resize(self, num_bytes: int) -> None:
-        """Use the capacity for a body of this size. Raises ApiError if too little is free."""
+        """Use the capacity for this many bytes. Raises ApiError if too little is free."""
         wanted = num_bytes if num_bytes > SMALL_BYTES else 0
         more = wanted - self._num_held
         if more > 0:
@@ -229,7 +241,7 @@ class _HeldBytes:
             self._capacity.take(self._name, more)
         elif more < 0:
             self._capacity.release(self._name, -more)
-        self._num_held = wanted
+        self._num_bytes, self._num_held = num_bytes, wanted
 
 
 def _full() -> ApiError:

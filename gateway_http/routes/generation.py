@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway_http.auth.caller import TokenCharge
 from gateway_http.errors import from_exception, from_rpc
+from gateway_http.http.bodies import Decoded
 from gateway_http.http.request_io import json_response
 from gateway_http.http.sse import EventStream
 from gateway_http.protocol.error import ApiError, converted_or_error
@@ -114,7 +115,8 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
     events: Callable[[_Body], Events[_Chunk]]
     failure: Callable[[Any, ApiError], Sequence[Struct]] | None = None
     complete: (
-        Callable[[Request, Received[_Body, _Params]], Awaitable[Received[_Body, _Params]]] | None
+        Callable[[Request, Decoded[Received[_Body, _Params]]], Awaitable[Received[_Body, _Params]]]
+        | None
     ) = None
     record: Callable[[Request, _Body, Any], Awaitable[None]] | None = None
 
@@ -155,7 +157,7 @@ class Generation(Generic[_Body, _Params, _Whole, _Chunk]):
             params = _given(received.params)
             caller.check_model(body.model, *router_of(request).names(body.model))
             if self._operation.complete is not None:
-                received = await self._operation.complete(request, received)
+                received = await self._operation.complete(request, decoded)
                 params = _given(received.params)
             completion = _Completion(self._operation, request, body, params, received.names, send)
             await completion.run(decoded.num_bytes + received.num_stored_bytes)

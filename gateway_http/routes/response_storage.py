@@ -1,6 +1,6 @@
 """The store of responses, as requests use it: what they refer to, and what becomes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -30,7 +30,7 @@ from gateway_http.response_store import (
     StoredResponse,
     StoreError,
 )
-from gateway_http.routes.request_state import caller_of, settings_of
+from gateway_http.routes.request_state import bodies_of, caller_of, settings_of
 
 _log = structlog.get_logger(__name__)
 _limited_log = LimitedLog()
@@ -62,20 +62,27 @@ def refers_to_stored(prompt: ResponsePrompt) -> bool:
     )
 
 
-async def resolve(request: Request, prompt: ResponsePrompt) -> tuple[list[Item], int]:
+async def resolve(
+    request: Request, prompt: ResponsePrompt, hold: Callable[[int], None]
+) -> tuple[list[Item], int]:
     """Replace the references in the input of a prompt by the items that they refer to.
+
+    Args:
+        request: The HTTP request.
+        prompt: The prompt.
+        hold: Counts the bytes that were read as in progress; see `Decoded.hold`.
 
     Returns:
         The items of the previous response and those before it, and the size in bytes of everything
         that was read.
 
     Raises:
-        ApiError: An item or response does not exist, they are too large, or the store is not
-            available or does not exist.
+        ApiError: An item or response does not exist, they are too large, too many large bodies are
+            in progress, or the store is not available or does not exist.
     """
     store, owner = store_of(request), owner_of(request)
     max_bytes = settings_of(request).max_body_bytes
-    previous: list[StoredItem] = []
+    previous: list[bytes] = []
     try:
         if prompt.previous_response_id is not None:
             if store is None:
@@ -87,9 +94,13 @@ async def resolve(request: Request, prompt: ResponsePrompt) -> tuple[list[Item],
                     "previous_response_id",
                     "previous_response_not_found",
                 )
-            previous = found
-        num_bytes = sum(len(item.body) for item in previous)
-        num_bytes += await _replace_references(store, owner, prompt, max_bytes - num_bytes)
+            previous = [item.body for item in found]
+        num_bytes = sum(map(len, previous))
+        hold(num_bytes)
+        items = await _decoded(request, previous, num_bytes)
+        if store is not None:  # the conversion rejects references without a store
+            rest = max_bytes - num_bytes
+            num_bytes += await _replace_references(request, store, prompt, rest, hold)
     except ConversationTooLarge:
         raise InvalidRequest(
             f"The stored conversation is larger than {max_bytes} bytes.",
@@ -98,7 +109,7 @@ async def resolve(request: Request, prompt: ResponsePrompt) -> tuple[list[Item],
         ) from None
     except StoreError as error:
         raise unavailable(error) from None
-    return stored_responses.items(item.body for item in previous), num_bytes
+    return items, num_bytes
 
 
 async def record(
@@ -132,36 +143,44 @@ def unavailable(error: StoreError) -> ApiError:
 
 
 async def _replace_references(
-    store: ResponseStore | None, owner: str, prompt: ResponsePrompt, max_bytes: int
+    request: Request,
+    store: ResponseStore,
+    prompt: ResponsePrompt,
+    max_bytes: int,
+    hold: Callable[[int], None],
 ) -> int:
     """Replace the references by their items. Return the size of these in bytes.
 
     Raises:
-        ApiError: An item does not exist, or there is no store.
+        ApiError: An item does not exist, or too many large bodies are in progress.
         ConversationTooLarge: The items exceed `max_bytes`.
         StoreError: The store is not available.
     """
     items = _items(prompt)
-    ids = [item.id for item in items if isinstance(item, ItemReference)]
-    if not ids or store is None:  # the conversion rejects references without a store
+    ids = {i: item.id for i, item in enumerate(items) if isinstance(item, ItemReference)}
+    if not ids:
         return 0
-    found = await store.items(owner, ids)
-    resolved: list[Item] = []
-    num_bytes = 0
-    for i, item in enumerate(items):
-        if not isinstance(item, ItemReference):
-            resolved.append(item)
-            continue
-        if item.id not in found:
+    found = await store.items(owner_of(request), list(ids.values()), max_bytes)
+    for i, item_id in ids.items():
+        if item_id not in found:
             raise InvalidRequest(
-                f"Item with id '{item.id[:64]}' not found.", f"input[{i}].id", "item_not_found"
+                f"Item with id '{item_id[:64]}' not found.", f"input[{i}].id", "item_not_found"
             )
-        num_bytes += len(found[item.id])
-        if num_bytes > max_bytes:
-            raise ConversationTooLarge
-        resolved += stored_responses.items([found[item.id]])
-    prompt.input = resolved
+    num_bytes = sum(len(found[item_id]) for item_id in ids.values())
+    if num_bytes > max_bytes:
+        raise ConversationTooLarge
+    hold(num_bytes)
+    decoded = await _decoded(request, [found[item_id] for item_id in ids.values()], num_bytes)
+    replaced = dict(zip(ids, decoded, strict=True))
+    prompt.input = [replaced.get(i, item) for i, item in enumerate(items)]
     return num_bytes
+
+
+async def _decoded(request: Request, bodies: Sequence[bytes], num_bytes: int) -> list[Item]:
+    """Decode stored items, on a thread if they are large."""
+    return await bodies_of(request).converted(
+        caller_of(request), num_bytes, stored_responses.items, bodies
+    )
 
 
 def _items(prompt: ResponsePrompt) -> Sequence[Item]:

@@ -1,6 +1,8 @@
 """POST /v1/responses and /v1/responses/input_tokens: OpenAI's Responses API."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,11 +10,14 @@ from starlette.responses import Response
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import responses_requests
 from gateway_http.convert.responses_output import ResponseEvents, response
+from gateway_http.http.bodies import Decoded
 from gateway_http.http.request_io import json_response
-from gateway_http.protocol.error import UnsupportedParameter, converted_or_error
+from gateway_http.protocol.error import ApiError, UnsupportedParameter, converted_or_error
 from gateway_http.protocol.responses import InputTokenCount
 from gateway_http.protocol.responses_request import (
     InputTokensRequest,
+    Item,
+    ResponsePrompt,
     ResponsesRequest,
     decode_input_tokens_request,
     decode_request,
@@ -22,6 +27,9 @@ from gateway_http.routes.request_state import bodies_of, caller_of, run_while_co
 from gateway_http.routes.response_storage import record, refers_to_stored, resolve, store_of
 from gateway_http.routes.tokens import call_tokenize
 from gateway_http.upstream import rpcs
+
+_Prompt = TypeVar("_Prompt", bound=ResponsePrompt)
+_Message = TypeVar("_Message")
 
 _Received = Received[ResponsesRequest, chat_pb2.ChatCompletionParams]
 
@@ -43,23 +51,28 @@ class _Responses(
         return Received(body, converted_or_error(self.params, body), self.names(body))
 
 
-async def _complete(request: Request, received: _Received) -> _Received:
+async def _complete(request: Request, decoded: Decoded[_Received]) -> _Received:
     """Add what the body refers to, and free the input unless the response will be stored.
 
     Raises:
         ApiError: The body refers to something that does not exist, or asks for a store that does
             not exist.
     """
+    received = decoded.value
     body = received.body
     has_store = store_of(request) is not None
     if body.store and not has_store:
         raise UnsupportedParameter("store", "It has no store of responses (--response-store).")
     if refers_to_stored(body):
-        previous, num_bytes = await resolve(request, body)
-        converted = await bodies_of(request).converted(
-            caller_of(request), num_bytes, responses_requests.params, body, previous
+        previous, num_bytes = await resolve(request, body, decoded.hold)
+        converted, names = await bodies_of(request).converted(
+            caller_of(request),
+            decoded.num_bytes + num_bytes,
+            _converted,
+            responses_requests.params,
+            body,
+            previous,
         )
-        names = responses_requests.sent_names(body, previous)
         received = replace(received, params=converted, names=names, num_stored_bytes=num_bytes)
     body.store = has_store and body.store is not False
     if not body.store:
@@ -87,18 +100,29 @@ async def count_input_tokens(request: Request) -> Response:
     """Return the number of tokens of a conversation's prompt."""
     caller = caller_of(request)
     async with bodies_of(request).decoded(request, caller, decode_input_tokens_request) as decoded:
-        return await run_while_connected(request, _counted(request, decoded.value))
+        return await run_while_connected(request, _counted(request, decoded))
 
 
-async def _counted(request: Request, body: InputTokensRequest) -> Response:
-    previous, num_bytes = await resolve(request, body)
-    converted = await bodies_of(request).converted(
+async def _counted(request: Request, decoded: Decoded[InputTokensRequest]) -> Response:
+    body = decoded.value
+    previous, num_bytes = await resolve(request, body, decoded.hold)
+    converted, names = await bodies_of(request).converted(
         caller_of(request),
-        num_bytes,
-        converted_or_error,
-        lambda prompt: responses_requests.tokenize_request(prompt, previous),
+        decoded.num_bytes + num_bytes,
+        _converted,
+        responses_requests.tokenize_request,
         body,
+        previous,
     )
-    names = responses_requests.sent_names(body, previous)
     tokenized = await call_tokenize(request, body.model, converted, names)
     return json_response(InputTokenCount(len(tokenized.token_ids)))
+
+
+def _converted(
+    convert: Callable[[_Prompt, Sequence[Item]], _Message],
+    prompt: _Prompt,
+    previous: Sequence[Item],
+) -> tuple[_Message | ApiError, dict[str, str]]:
+    """Return the message made from a prompt or its error, and the names of its parameters."""
+    message = converted_or_error(lambda body: convert(body, previous), prompt)
+    return message, responses_requests.sent_names(prompt, previous)

@@ -81,8 +81,12 @@ class Upstream:
                 return
             await self._channel.wait_for_state_change(state)
 
-    async def close(self) -> None:
-        await self._channel.close()
+    async def close(self, grace_s: float | None = None) -> None:
+        """Close the channel. Calls that have not ended after `grace_s` seconds are cancelled.
+
+        A task that waits for such a call gets CancelledError.
+        """
+        await self._channel.close(grace_s)
 
     async def call(
         self, rpc: Rpc[Request, Response], request: Request, options: CallOptions

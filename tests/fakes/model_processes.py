@@ -70,7 +70,7 @@ class FakeLauncher:
         self.processes: list[FakeProcess] = []
         self.script = list(script)
         self.is_held = False
-        self.error: OSError | None = None
+        self.error: OSError | ValueError | None = None
         self.resident_bytes: dict[str, int] = {}
 
     async def __call__(self, hosted: HostedModel) -> FakeProcess:

@@ -77,7 +77,7 @@ async def test_owner_finds_only_its_own(store: ResponseStore) -> None:
     assert await store.response("b", "1") is None
     assert await store.conversation("b", "1", MAX_BYTES) is None
     assert await store.conversation("b", "2", MAX_BYTES) is None
-    assert await store.items("b", ["in_1", "in_2"]) == {"in_2": b"i2"}
+    assert await store.items("b", ["in_1", "in_2"], MAX_BYTES) == {"in_2": b"i2"}
     assert not await store.delete("b", "1")
     assert await store.response("a", "1") == b"1"
 
@@ -87,7 +87,7 @@ async def test_deleted_response_is_gone_with_its_items(store: ResponseStore) -> 
     await add(store, response("2", "1"))
     assert await store.delete("a", "1")
     assert not await store.delete("a", "1")
-    assert await store.items("a", ["in_1", "out_2"]) == {"out_2": b"o2"}
+    assert await store.items("a", ["in_1", "out_2"], MAX_BYTES) == {"out_2": b"o2"}
     assert await store.conversation("a", "2", MAX_BYTES) is None
     assert await store.response("a", "2") == b"2"
 
@@ -101,7 +101,7 @@ async def test_response_expires_unless_its_conversation_continues(
     await add(store, response("2", "1"))
     clock.now_s += 60
     assert await store.response("a", "old") is None
-    assert await store.items("a", ["in_old"]) == {}
+    assert await store.items("a", ["in_old"], MAX_BYTES) == {}
     assert not await store.delete("a", "old")
     found = await store.conversation("a", "2", MAX_BYTES)
     assert found is not None
@@ -136,6 +136,9 @@ async def test_conversation_larger_than_allowed_is_rejected(store: ResponseStore
     await add(store, response("1"))
     with pytest.raises(ConversationTooLarge):
         await store.conversation("a", "1", 3)
+    assert len(await store.items("a", ["in_1", "out_1"], 4)) == 2
+    with pytest.raises(ConversationTooLarge):
+        await store.items("a", ["in_1", "out_1"], 3)
 
 
 async def test_file_is_private_and_keeps_its_content(tmp_path: Path) -> None:

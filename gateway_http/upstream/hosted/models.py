@@ -357,6 +357,8 @@ class HostedModels:
             process = await self._launch(slot.model)
         except OSError as error:
             failure = f"The process cannot be started: {error.strerror}."
+        except ValueError as error:  # an argument contains a null byte
+            failure = f"The process cannot be started: {error}."
         else:
             slot.process = process
             ended = asyncio.ensure_future(process.wait())
@@ -470,7 +472,9 @@ class HostedModels:
             try:
                 await run.idle.wait()
             finally:
-                await run.upstream.close()
+                # Calls that do not count as requests get time to end, or to fail with the process.
+                # Those that the channel cancels would end their HTTP requests without a response.
+                await run.upstream.close(_DESCRIBE_TIMEOUT_S)
 
         retiring = asyncio.ensure_future(close())
         self._retiring.add(retiring)

@@ -40,7 +40,10 @@ def test_other_arguments_are_the_input(other: str) -> None:
 
 
 def test_half_of_a_surrogate_pair_does_not_stop_the_text() -> None:
-    assert extracted(['{"input": "a\\ud83d', 'b c"}']).endswith("b c")
+    assert extracted(['{"input": "a\\ud83d', 'b c"}']) == "a\ufffdb c"
+    assert extracted(['{"input": "a\\ud83d', '\\u0041 c"}']) == "a\ufffdA c"
+    assert extracted(['{"input": "a\\ud83d', '\\ud83d\\ude00 c"}']) == "a\ufffd\U0001f600 c"
+    assert extracted(['{"input": "a\\ude00 c"}']) == "a\ufffd c"
 
 
 def test_format_is_a_part_of_the_schema() -> None:

@@ -68,6 +68,15 @@ def test_no_item_is_lost_and_results_follow_a_whole_turn(items: list[Any]) -> No
         assert not (before.tool_calls and after.role == chat_pb2.ROLE_ASSISTANT)
 
 
+def test_large_turn_is_converted_in_time() -> None:
+    """A time that is quadratic in the number of items would be minutes."""
+    refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "n" * 40}] * 5_000}
+    [message] = chat_messages(request(*[REASONING] * 5_000, refusal, CALL))
+    assert message.reasoning_content == "\n\n".join("r" * 5_000)
+    assert message.refusal == "n" * 200_000
+    assert len(message.tool_calls) == 1
+
+
 def test_instructions_come_first() -> None:
     first, second = chat_messages(request(USER, instructions="Be brief."))
     assert (first.role, first.content[0].text) == (chat_pb2.ROLE_DEVELOPER, "Be brief.")

@@ -124,6 +124,18 @@ async def test_compressed_body_has_its_own_size(bodies: Bodies) -> None:
         assert bodies.num_bytes == MIB
 
 
+async def test_further_bytes_of_a_request_count_as_in_progress(bodies: Bodies) -> None:
+    client = Client(b"{}")
+    async with bodies.decoded(client.request, client.caller, bytes) as body:
+        assert bodies.num_bytes == 0
+        body.hold(MIB)
+        assert bodies.num_bytes == MIB + 2
+        with pytest.raises(ApiError) as caught:
+            body.hold(bodies.max_bytes)
+        assert caught.value.status == 503
+    assert bodies.num_bytes == 0
+
+
 async def test_body_that_expands_beyond_the_limit_is_rejected() -> None:
     bodies = make(max_body_bytes=MIB - 1)
     bomb = gzip.compress(LARGE)

@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import grpc
 import httpx
+import msgspec
 import openai
 import pytest
 from openai.types import Decision, decision_create_params
@@ -263,6 +264,17 @@ async def test_json_over_a_limit_is_rejected(
 
     assert (status, error["param"]) == (400, "input[0].content[0].data")
     assert words in error["message"]
+
+
+async def test_number_out_of_range_is_rejected(http: httpx.AsyncClient) -> None:
+    parts: Any = [{"type": "input_json", "data": {"a": "number"}}]
+    content = msgspec.json.encode(body(input=[{"role": "user", "content": parts}]))
+    content = content.replace(b'"number"', b"1e999")
+    headers = {"content-type": "application/json"}
+    response = await http.post("/v1/decisions", content=content, headers=headers)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "input[0].content[0].data"
 
 
 async def test_json_at_its_limits_is_accepted(http: httpx.AsyncClient) -> None:

@@ -1,5 +1,6 @@
 """Stored responses with the real OpenAI client: continued, retrieved, listed and deleted."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,8 +12,9 @@ from openai.types.responses import Response, ResponseItemList
 
 from chatrpc.v1 import chat_pb2
 from chatrpc_process.access.secret import digest_of
-from tests.fakes.chat_service import MODEL, Admit, Delta, FakeService, Finish
-from tests.support.gateway import serving
+from tests.fakes.chat_service import MODEL, Admit, Delta, FakeService, Finish, Hold
+from tests.fakes.wait import until
+from tests.support.gateway import serving, started
 
 KEYS = {"ann": "sk-chatrpc-of-ann", "bob": "sk-chatrpc-of-bob"}
 
@@ -97,6 +99,22 @@ async def test_reference_is_replaced_by_its_item(
     with pytest.raises(openai.BadRequestError) as caught:
         await ai.responses.create(model=MODEL, input=[{"id": "msg_x"}])
     assert (caught.value.param, caught.value.code) == ("input[0].id", "item_not_found")
+
+
+async def test_stored_conversation_counts_as_a_body_in_progress(
+    service: FakeService, path: Path
+) -> None:
+    async with started(upstream=service.target, response_store=path) as (server, url):
+        app: Any = server.config.app
+        async with client(url) as ai:
+            first = await ai.responses.create(model=MODEL, input="x" * 100_000)
+            service.script = [Admit(), Hold()]
+            second = ai.responses.create(model=MODEL, input="Two", previous_response_id=first.id)
+            waiting = asyncio.ensure_future(second)
+            await until(lambda: len(service.calls) == 2)
+            assert app.state.bodies.num_bytes > 100_000
+            waiting.cancel()
+            await until(lambda: app.state.bodies.num_bytes == 0)
 
 
 async def test_response_is_retrieved_and_deleted(ai: openai.AsyncOpenAI) -> None:

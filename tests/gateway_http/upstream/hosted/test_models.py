@@ -175,11 +175,20 @@ async def test_failed_start_fails_all_waiting_requests_with_the_reason() -> None
         assert await rig.complete(B) == "Hello world"
 
 
-async def test_failed_model_is_not_started_again_at_once() -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
+        (ValueError("embedded null byte"), "embedded null byte"),
+    ],
+)
+async def test_failed_model_is_not_started_again_at_once(
+    error: OSError | ValueError, reason: str
+) -> None:
     async with hosting() as rig:
-        rig.launcher.error = OSError(12, "Cannot allocate memory")
+        rig.launcher.error = error
         for _ in range(3):
-            with pytest.raises(ApiError, match="Cannot allocate memory"):
+            with pytest.raises(ApiError, match=reason):
                 await rig.complete(A)
         starts = rig.metrics.hosted_starts.labels("a", "failed")
         assert starts._value.get() == 1
@@ -272,9 +281,25 @@ async def test_removed_model_is_unloaded_after_its_requests() -> None:
         assert process.signals == []
         process.service.release()
         assert await running == "Hello"
-        await until(lambda: not rig.launcher.running)
+        await rig.until_state(A, State.UNLOADED)
+        assert rig.launcher.running == []
         with pytest.raises(ApiError, match="not served any more"):
             await rig.complete(A)
+
+
+async def test_call_that_is_no_request_fails_with_the_process_and_is_not_cancelled() -> None:
+    async with hosting() as rig:
+        await rig.complete(A)
+        [process] = rig.launcher.processes
+        process.service.script = list(HOLDING)
+        upstream = rig.models.loaded(A)
+        assert upstream is not None
+        request = chat_service_pb2.CreateChatCompletionRequest()
+        call = asyncio.ensure_future(upstream.call(CREATE_CHAT_COMPLETION, request, OPTIONS))
+        await process.service.called(2)
+        rig.models.adopt([B])
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
 
 
 async def test_changed_model_gets_a_new_process() -> None:
