@@ -204,7 +204,8 @@ async def test_frozen_server_does_not_respond_until_it_is_thawed(tmp_path: Path)
     running = await server.start(echo("a"), tmp_path, settle_s=0.0)
     try:
         [process] = running.group.tree()
-        assert process.status() == psutil.STATUS_STOPPED
+        # A signal stops a process only when the kernel next runs it.
+        await until(lambda: process.status() == psutil.STATUS_STOPPED)
         async with running.awake():
             assert process.status() != psutil.STATUS_STOPPED
     finally:
