@@ -134,12 +134,12 @@ class Section:
         found = self._found
         amx = "with AMX" if found.machine.has_amx else "without AMX"
         return {
-            "title": f"{found.model.title}, {amx}",
+            "title": f"{found.model.title[0].upper()}{found.model.title[1:]}, {amx}",
             "note": f"\n{found.note}\n" if found.note else "",
             "model": self._model(),
             "started": found.started[:10],
             "requests": self._requests(),
-            "num_rounds": str(found.num_rounds),
+            "rounds": "was 1 round" if found.num_rounds == 1 else f"were {found.num_rounds} rounds",
             "machine": _machine(found.machine),
             "servers": _servers(found.servers),
             "throughput_table": self._table(_RATES, "tokens per second"),
