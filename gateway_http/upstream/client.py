@@ -22,6 +22,8 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     # A restarted service is reached within seconds. With gRPC's default it can take two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A new channel does not share the backoff of an earlier one that had the same address.
+    ("grpc.use_local_subchannel_pool", 1),
     # A service at a new address is reached within seconds, too: names are resolved again when a
     # connection ends.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
