@@ -6,7 +6,8 @@ import struct
 from chatrpc.v1 import completion_pb2, embedding_service_pb2
 from gateway_http.convert.aliases import first_given
 from gateway_http.convert.inputs import is_single, texts_or_token_ids
-from gateway_http.convert.pooling import check_supported, truncation
+from gateway_http.convert.pooling import truncation
+from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import embeddings as openai
 
 
@@ -18,7 +19,7 @@ def embeddings_request(
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
     """
-    check_supported(request, openai.UNSUPPORTED)
+    reject_given(request, openai.UNSUPPORTED)
     texts, token_ids = texts_or_token_ids(request.input, "input")
     return embedding_service_pb2.CreateEmbeddingsRequest(
         text_inputs=embedding_service_pb2.TextInputs(texts=texts) if texts else None,

@@ -1,10 +1,7 @@
 """Converts the parameters that requests for embeddings, scores and classifications share."""
 
-from collections.abc import Iterable
-from typing import Any
-
 from chatrpc.v1 import embedding_service_pb2
-from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.pooling import PoolingRequest
 
 _SIDES = {
@@ -13,13 +10,6 @@ _SIDES = {
     "START": embedding_service_pb2.TRUNCATION_SIDE_LEFT,
     "END": embedding_service_pb2.TRUNCATION_SIDE_RIGHT,
 }
-
-
-def check_supported(body: Any, names: Iterable[str]) -> None:
-    """Raise UnsupportedParameter for the first of the parameters that is not null."""
-    for name in names:
-        if getattr(body, name) is not None:
-            raise UnsupportedParameter(name)
 
 
 def truncation(
