@@ -4,9 +4,9 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from chatrpc.v1 import classification_service_pb2, completion_pb2, embedding_service_pb2
-from gateway_http.convert.inputs import is_single, texts_or_token_ids
-from gateway_http.convert.pooling import truncation
+from chatrpc.v1 import classification_service_pb2
+from gateway_http.convert.inputs import is_single
+from gateway_http.convert.pooling import pooled_inputs, truncation
 from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import classification as http
 from gateway_http.protocol.error import InvalidRequest
@@ -45,13 +45,14 @@ def rerank_response(
     response: classification_service_pb2.RerankResponse, model: str, body: http.RerankRequest
 ) -> http.Reranking:
     """Convert a response. `model` is the name of its model for clients."""
-    documents = [http.RankedDocument(_text(each)) for each in body.documents]
     return http.Reranking(
         id=_id("rerank"),
         model=model,
         results=[
             http.RerankResult(
-                each.index, each.relevance_score, documents[each.index] if documents else None
+                each.index,
+                each.relevance_score,
+                http.RankedDocument(_text(body.documents[each.index])) if body.documents else None,
             )
             for each in response.results
         ],
@@ -133,14 +134,10 @@ def classify_request(body: http.ClassifyRequest) -> classification_service_pb2.C
         InvalidRequest: The proto has no equivalent of a field.
     """
     reject_given(body, http.UNSUPPORTED[http.UnsupportedClassifyParameters])
-    texts, token_ids = texts_or_token_ids(body.input, "input")
+    text_inputs, token_inputs = pooled_inputs(body.input)
     return classification_service_pb2.ClassifyRequest(
-        text_inputs=embedding_service_pb2.TextInputs(texts=texts) if texts else None,
-        token_inputs=None
-        if texts
-        else embedding_service_pb2.TokenInputs(
-            token_ids=[completion_pb2.TokenIds(ids=ids) for ids in token_ids]
-        ),
+        text_inputs=text_inputs,
+        token_inputs=token_inputs,
         activation=_activation(body.use_activation),
         truncation=truncation(body),
         add_special_tokens=body.add_special_tokens,
