@@ -62,6 +62,10 @@ class EmbeddingsRequest(UnsupportedEmbeddingParameters, forbid_unknown_fields=Tr
         proto_field("CreateEmbeddingsRequest.prompt_name", note="NIM's name of `prompt_name`."),
     ] = None
 
+    def drop_input(self) -> None:
+        """Free the input after it has been converted."""
+        self.input = ""
+
 
 class Embedding(Struct, kw_only=True):
     """The embedding of an input."""
