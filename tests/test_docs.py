@@ -1,4 +1,4 @@
-"""Docs pages name only existing options, metrics, variables, events, alerts and reasons."""
+"""Docs pages are whole, and name only existing options, metrics, variables, events and reasons."""
 
 import re
 from collections.abc import Iterator
@@ -34,6 +34,7 @@ _OF_OTHERS = {
 }
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
 _VARIABLE = re.compile(r"\bCHATRPC_(?:SERVICE|GATEWAY)_[A-Z][A-Z0-9_]+\b")
+_MERGE = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
 _CODE = re.compile(r"`([^`\n]+)`")
 
 
@@ -51,6 +52,11 @@ def terminal_options() -> set[str]:
 
 def page_ids(page: Path) -> str:
     return page.name
+
+
+def test_pages_have_no_marks_of_a_merge() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert [page.name for page in pages if _MERGE.search(page.read_text())] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_ids)
