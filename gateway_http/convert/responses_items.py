@@ -260,7 +260,7 @@ class OpenSummary(OpenReasoning):
 
 
 class OpenCall(OpenItem):
-    """A tool call.
+    """A tool call, or a call of a custom tool.
 
     Args:
         call_id: The id of the call.
@@ -283,7 +283,7 @@ class OpenCall(OpenItem):
 
 
 class OpenFunctionCall(OpenCall):
-    """A call of a function. The text is that of its arguments."""
+    """A tool call: a function with its arguments, which are the text."""
 
     def item(self, text: str, status: openai.ItemStatus) -> openai.FunctionToolCall:
         return openai.FunctionToolCall(
