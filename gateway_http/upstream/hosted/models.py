@@ -118,6 +118,12 @@ class _Slot:
         self.description: model_service_pb2.Model | None = None
         self.is_removed = False
 
+    def take_waiting(self) -> "list[asyncio.Future[_Run]]":
+        """Remove the requests that wait. Return those that have no result yet."""
+        waiting = [future for future in self.waiting if not future.done()]
+        self.waiting.clear()
+        return waiting
+
     def measure(self) -> None:
         """Replace the estimate of its memory with its resident memory, unless it is configured."""
         if self.model.memory_bytes is None and self.process is not None:
@@ -219,7 +225,8 @@ class HostedModels:
         if self._timer is not None:
             self._timer.cancel()
         for slot in self._slots.values():
-            self._fail_waiting(slot, "The gateway is shutting down.")
+            for future in slot.take_waiting():
+                future.set_exception(ServiceUnavailable("The gateway is shutting down."))
             slot.stop.set()
         tasks = [slot.task for slot in self._slots.values() if slot.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -337,17 +344,9 @@ class HostedModels:
 
     def _grant(self, slot: _Slot, run: _Run) -> None:
         """Give the process to all requests that wait for it."""
-        for future in slot.waiting:
-            if not future.done():
-                run.begin()
-                future.set_result(run)
-        slot.waiting.clear()
-
-    def _fail_waiting(self, slot: _Slot, message: str) -> None:
-        for future in slot.waiting:
-            if not future.done():
-                future.set_exception(ServiceUnavailable(message))
-        slot.waiting.clear()
+        for future in slot.take_waiting():
+            run.begin()
+            future.set_result(run)
 
     async def _serve(self, slot: _Slot) -> None:
         """Run one process of a model: from its start to its end."""
@@ -460,10 +459,8 @@ class HostedModels:
         backoff_s = min(_FIRST_BACKOFF_S * 2**slot.num_failures, _LONGEST_BACKOFF_S)
         slot.num_failures += 1
         slot.retry_s = self._loop.time() + backoff_s
-        for future in slot.waiting:
-            if not future.done():
-                future.set_exception(_load_failed(slot, backoff_s))
-        slot.waiting.clear()
+        for future in slot.take_waiting():
+            future.set_exception(_load_failed(slot, backoff_s))
 
     def _retire(self, run: _Run) -> None:
         """Close the channel to a process after the last request on it has ended."""
