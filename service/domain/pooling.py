@@ -40,7 +40,7 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """Two texts that a model reads together. None is empty."""
+    """Two texts that a model reads together. Neither is empty."""
 
     query: str
     document: str

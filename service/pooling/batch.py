@@ -1,6 +1,6 @@
 """The inputs of one step, packed without padding. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,10 +54,12 @@ class PackedBatch:
     inputs: Sequence[TokenizedInput]
     groups: Sequence[Group]
 
-    def of_group(self, group: Group) -> Sequence[TokenizedInput]:
-        """Return the inputs of a group."""
-        before = sum(each.size for each in self.groups if each.start < group.start)
-        return self.inputs[before : before + group.size]
+    def by_group(self) -> Iterator[tuple[Group, Sequence[TokenizedInput]]]:
+        """Yield each group with its inputs."""
+        first = 0
+        for group in self.groups:
+            yield group, self.inputs[first : first + group.size]
+            first += group.size
 
 
 def packed(inputs: Sequence[TokenizedInput]) -> PackedBatch:

@@ -74,8 +74,7 @@ class ClassifierRunner:
     def run(self, batch: PackedBatch) -> Vectors:
         """See `service.pooling.engine.Runner.run`."""
         device, rows = self._model.device, []
-        for group in batch.groups:
-            inputs = batch.of_group(group)
+        for _, inputs in batch.by_group():
             ids = torch.tensor([list(each.token_ids) for each in inputs], device=device)
             fields = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             if self._takes_types:

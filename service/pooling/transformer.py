@@ -49,8 +49,8 @@ class Transformer:
     def hidden_states(self, batch: PackedBatch) -> Iterator[tuple[Group, Tensor]]:
         """Yield each group with the hidden states of its inputs, [size, length, num_dimensions]."""
         if not self.is_packed:
-            for group in batch.groups:
-                yield group, self._equal(batch.of_group(group))
+            for group, inputs in batch.by_group():
+                yield group, self._equal(inputs)
             return
         states = self._packed(batch)
         for group in batch.groups:
