@@ -1,8 +1,8 @@
 """The `DecisionBackend` over an engine in this process."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from service.domain.backend import CallContext
@@ -53,12 +53,9 @@ class LocalDecisions:
             for index in pending:
                 others[index] = await scoring.question(index)
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(num_sequences, len(request.questions) - 1)):
-                    tasks.create_task(score_next())
-        except ExceptionGroup as errors:
-            raise _first(errors) from None
+        async with _tasks() as tasks:
+            for _ in range(min(num_sequences, len(request.questions) - 1)):
+                tasks.create_task(score_next())
         return [first, *(others[index] for index in sorted(others))]
 
 
@@ -85,14 +82,10 @@ class _Scoring:
         first, *others = tree.edges
         logprobs = {first: await self._logprob(prompt, first, progress)}
         num_cached_tokens = progress.num_cached_tokens
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                scores = {
-                    edge: tasks.create_task(self._logprob(prompt, edge, progress))
-                    for edge in others
-                }
-        except ExceptionGroup as errors:
-            raise _first(errors) from None
+        async with _tasks() as tasks:
+            scores = {
+                edge: tasks.create_task(self._logprob(prompt, edge, progress)) for edge in others
+            }
         logprobs |= {edge: score.result() for edge, score in scores.items()}
         options = tree.scored(logprobs)
         return ScoredQuestion(options, len(prompt), num_cached_tokens, len(tree.edges))
@@ -172,6 +165,11 @@ class _Progress:
         self._note(self._index, self._num_prompt_tokens, timings)
 
 
-def _first(errors: ExceptionGroup[Exception]) -> Exception:
-    """Return the first exception in a group."""
-    return errors.exceptions[0]
+@asynccontextmanager
+async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    """Return a group of tasks. If tasks fail, the first exception is raised by itself."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
