@@ -169,8 +169,8 @@ class FakeService(
     model_error: Fail | None = None
     """The error of GetModel. If it is None, GetModel returns a model."""
     holds_tokens: bool = False
-    """True if Tokenize, Detokenize, CreateEmbeddings and CreateDecision wait until released or
-    cancelled."""
+    """True if the methods that generate nothing wait until released or cancelled, except those that
+    describe models."""
     embedding_error: Fail | None = None
     """The error of CreateEmbeddings. If it is None, CreateEmbeddings returns embeddings."""
     decision_error: Fail | None = None

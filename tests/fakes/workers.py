@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-class Inline:
+class InlineWorkers:
     async def text(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return function(*arguments)
 

@@ -38,6 +38,7 @@ from service.text.decision_prompt import question_prompt
 from tests.fakes.small_engine import SmallEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
+from tests.fakes.workers import InlineWorkers
 from tests.support.grpc_server import CARD
 
 VOCAB_SIZE = 257
@@ -63,16 +64,6 @@ def _row(last: Sequence[int]) -> list[float]:
 def logprob(context: Sequence[int], token_id: int) -> float:
     row = _row((0, *context)[-2:])
     return row[token_id] - math.log(math.fsum(map(math.exp, row)))
-
-
-class InlineWorkers:
-    """Workers that run each job at once."""
-
-    async def text(self, function, *arguments):  # type: ignore[no-untyped-def]  # as any function
-        return function(*arguments)
-
-    async def grammar(self, length, function, *arguments):  # type: ignore[no-untyped-def]
-        raise NotImplementedError
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from service.errors import DeadlinePassed, EngineDead, ModelLoadError, QueueFull
 from service.pooling.batch import PackedBatch, TokenizedInput
 from service.pooling.engine import PoolingEngine, Runner
 from tests.fakes.wait import until
-from tests.service.pooling.workers import Inline
+from tests.fakes.workers import InlineWorkers
 
 
 class FakeRunner:
@@ -70,7 +70,7 @@ async def engine(runner: FakeRunner) -> AsyncIterator[PoolingEngine]:
 
 
 def call(name: str = "", priority: int = 0, deadline_s: float = 60) -> CallContext:
-    return CallContext(Caller(name), time.monotonic() + deadline_s, priority, Inline())
+    return CallContext(Caller(name), time.monotonic() + deadline_s, priority, InlineWorkers())
 
 
 def given(*firsts: int, length: int = 4) -> list[TokenizedInput]:

@@ -26,7 +26,7 @@ from service.domain.pooling import (
 )
 from service.errors import ContextLengthExceeded, InvalidField, ModelLoadError, UnsupportedField
 from service.runtimes import load_runtime_factory
-from tests.service.pooling.workers import Inline
+from tests.fakes.workers import InlineWorkers
 from tests.support.pooling_models import (
     add_modules,
     save_classifier,
@@ -52,7 +52,7 @@ async def loaded(path: Path, **options: Any) -> AsyncIterator[ServedModel]:
 
 
 def call() -> CallContext:
-    return CallContext(Caller(), time.monotonic() + 60, 0, Inline())
+    return CallContext(Caller(), time.monotonic() + 60, 0, InlineWorkers())
 
 
 @pytest.fixture(scope="module")

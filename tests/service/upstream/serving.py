@@ -1,10 +1,10 @@
 """Runs the backend over fake upstreams, without a gRPC server."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from service.config import ServiceSettings
 from service.domain.backend import (
@@ -20,27 +20,14 @@ from service.domain.engine import Caller
 from service.domain.sampling import SamplingParams
 from service.upstream.runtime import UpstreamRuntime
 from tests.fakes.wait import FAILSAFE_S
-
-_Result = TypeVar("_Result")
-
-
-class DirectWorkers:
-    """`Workers` that run everything on the event loop."""
-
-    async def text(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        return function(*arguments)
-
-    async def grammar(
-        self, length: int, function: Callable[..., _Result], *arguments: Any
-    ) -> _Result:
-        return function(*arguments)
+from tests.fakes.workers import InlineWorkers
 
 
 def call(deadline: float | None = None, **fields: Any) -> CallContext:
     """Return a call. `deadline` is in seconds of `time.monotonic()`."""
     given: dict[str, Any] = {"caller": Caller(), "priority": 0, **fields}
     deadline = time.monotonic() + FAILSAFE_S if deadline is None else deadline
-    return CallContext(deadline=deadline, workers=DirectWorkers(), **given)
+    return CallContext(deadline=deadline, workers=InlineWorkers(), **given)
 
 
 def chat(text: str = "hi", **fields: Any) -> ChatRequest:
