@@ -7,11 +7,9 @@ Commands enter the thread through one `SimpleQueue`. Outputs of all requests lea
 import asyncio
 import math
 import queue
-import sys
 import threading
-import traceback
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -20,7 +18,7 @@ import structlog
 from service.domain.engine import Caller, EngineCapabilities, EngineStats, Request, TokenOutput
 from service.domain.engine_settings import EngineModel
 from service.engine.core import EngineCore, RequestOutput
-from service.streams.hang_detector import HangDetector
+from service.streams.hang_detector import stack_of, wait_dead
 from service.streams.request_streams import RequestStreams
 
 # Maximum time that `stop` waits for the step in progress.
@@ -113,13 +111,12 @@ class AsyncEngine:
 
         Hangs are detected only while this method is awaited.
         """
-        detector = HangDetector(self._step_timeout_s)
-        while not self._dead.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(detector.interval_s):
-                    await self._dead.wait()
-            if detector.check(self._num_iterations, is_idle=self._is_idle):
-                self._abandon_thread(detector.stuck_s)
+        await wait_dead(
+            self._dead,
+            self._step_timeout_s,
+            lambda: (self._num_iterations, self._is_idle),
+            self._abandon_thread,
+        )
 
     @property
     def max_request_sequences(self) -> int:
@@ -154,9 +151,7 @@ class AsyncEngine:
 
     def _abandon_thread(self, stuck_s: float) -> None:
         """Log where the engine's thread hangs and fail the engine. A thread cannot be killed."""
-        frame = sys._current_frames().get(self._thread.ident or 0)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        log.error("engine_hangs", step_s=round(stuck_s, 1), stack=stack)
+        log.error("engine_hangs", step_s=round(stuck_s, 1), stack=stack_of(self._thread))
         self._is_hung = True
         self._die()
 

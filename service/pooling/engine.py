@@ -6,10 +6,8 @@ of a caller, up to a number of tokens. A request is complete when all its inputs
 
 import asyncio
 import itertools
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +21,7 @@ from service.domain.engine import Caller, EngineStats
 from service.errors import ChatrpcError, EngineDead, StepFailed
 from service.pooling.batch import PackedBatch, TokenizedInput, packed
 from service.streams.admission import Admission
-from service.streams.hang_detector import HangDetector
+from service.streams.hang_detector import stack_of, wait_dead
 
 # Maximum time that `stop` waits for the step in progress.
 _STOP_TIMEOUT_S = 5.0
@@ -157,13 +155,12 @@ class PoolingEngine:
 
         Hangs are detected only while this method is awaited.
         """
-        detector = HangDetector(self._step_timeout_s)
-        while not self._dead.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(detector.interval_s):
-                    await self._dead.wait()
-            if detector.check(self._num_steps, is_idle=self._is_idle):
-                self._abandon_thread(detector.stuck_s)
+        await wait_dead(
+            self._dead,
+            self._step_timeout_s,
+            lambda: (self._num_steps, self._is_idle),
+            self._abandon_thread,
+        )
 
     @contextmanager
     def reserve(self, caller: Caller, num_requests: int) -> Iterator[None]:
@@ -222,9 +219,7 @@ class PoolingEngine:
 
     def _abandon_thread(self, stuck_s: float) -> None:
         """Log where the engine's thread hangs and fail the engine. A thread cannot be killed."""
-        frame = sys._current_frames().get(self._thread.ident or 0)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        log.error("engine_hangs", step_s=round(stuck_s, 1), stack=stack)
+        log.error("engine_hangs", step_s=round(stuck_s, 1), stack=stack_of(self._thread))
         self._die()
 
     # The methods below run on the engine's thread.

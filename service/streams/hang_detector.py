@@ -1,5 +1,12 @@
 """Detects that an engine makes no progress."""
 
+import asyncio
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+
 # Interval of the checks. It is also at most 1 / _MIN_CHECKS of the timeout.
 _MAX_INTERVAL_S = 1.0
 _MIN_CHECKS = 4
@@ -36,3 +43,33 @@ class HangDetector:
         self.stuck_s = self.stuck_s + self.interval_s if is_stuck else 0.0
         self._num_iterations = num_iterations
         return self.stuck_s >= self._timeout_s
+
+
+async def wait_dead(
+    dead: asyncio.Event,
+    timeout_s: float,
+    progress: Callable[[], tuple[int, bool]],
+    on_hang: Callable[[float], None],
+) -> None:
+    """Return when an engine has failed. Meanwhile, detect that it hangs.
+
+    Args:
+        dead: It is set when the engine has failed.
+        timeout_s: See `HangDetector`.
+        progress: Returns the arguments of `HangDetector.check`.
+        on_hang: Called with the seconds without progress if the engine hangs. It sets `dead`.
+    """
+    detector = HangDetector(timeout_s)
+    while not dead.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(detector.interval_s):
+                await dead.wait()
+        num_iterations, is_idle = progress()
+        if detector.check(num_iterations, is_idle=is_idle):
+            on_hang(detector.stuck_s)
+
+
+def stack_of(thread: Thread) -> str:
+    """Return the stack of a running thread as text; "" if it does not run."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "".join(traceback.format_stack(frame)) if frame is not None else ""
