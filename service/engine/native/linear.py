@@ -98,7 +98,7 @@ def _sylvester(size: int) -> Tensor:
 _SIGNS = _sylvester(BLOCK)  # the Hadamard matrix times 8: symmetric, and its own inverse times 64
 
 
-def rotated_rows(weight: FloatOrGroups, start: int, stop: int) -> Tensor:
+def _rotated_rows(weight: FloatOrGroups, start: int, stop: int) -> Tensor:
     """Return rows of a weight [N, K], padded to whole blocks and rotated, in float32."""
     if isinstance(weight, Tensor):
         part = weight[start:stop].float()
@@ -117,7 +117,7 @@ def quantize(weight: FloatOrGroups) -> QuantizedWeight:
     rows_at_once = max(1, _CHUNK // padded)
     for start in range(0, out_features, rows_at_once):
         rows = slice(start, start + rows_at_once)
-        rotated = rotated_rows(weight, start, start + rows_at_once)
+        rotated = _rotated_rows(weight, start, start + rows_at_once)
         amax = torch.linalg.vector_norm(rotated, torch.inf, dim=1, keepdim=True)
         scale[rows] = (amax / 127).squeeze(1)
         values[rows] = rotated.mul_(torch.where(amax > 0, 127 / amax, 0.0)).round_()
