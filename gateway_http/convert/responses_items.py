@@ -19,15 +19,12 @@ class OpenItem(ABC):
     Args:
         item_id: Its id.
         output_index: Its index in the output.
-
-    Attributes:
-        text: The text so far.
     """
 
     def __init__(self, item_id: str, output_index: int) -> None:
         self.id = item_id
         self.output_index = output_index
-        self.text = ""
+        self._pieces: list[str] = []  # joined once: appending to a text would copy all of it
 
     @abstractmethod
     def item(self, text: str, status: openai.ItemStatus) -> openai.OutputItem:
@@ -35,33 +32,77 @@ class OpenItem(ABC):
 
     def begin(self) -> Events:
         """Return the events of the item's start."""
-        return [
-            openai.OutputItemAdded(
-                output_index=self.output_index, item=self.item("", "in_progress")
-            )
-        ]
+        added = openai.OutputItemAdded(
+            output_index=self.output_index, item=self.item("", "in_progress")
+        )
+        return [added, *self._begun()]
 
     def add(self, text: str) -> Events:
         """Append text. Return its events."""
-        self.text += text
-        return self._more(text) if text else []
+        if not text:
+            return []
+        self._pieces.append(text)
+        return self._more(text)
 
     def finish(self, status: openai.ItemStatus) -> tuple[Events, openai.OutputItem]:
         """Return the events of the item's end, and the item."""
-        events = self._done()
-        item = self.item(self.text, status)
+        events = self._rest()
+        text = "".join(self._pieces)
+        item = self.item(text, status)
+        events += self._done(text)
         events.append(openai.OutputItemDone(output_index=self.output_index, item=item))
         return events, item
+
+    def _begun(self) -> Events:
+        """Return the events of the start of the item's part, if it has parts."""
+        return []
 
     @abstractmethod
     def _more(self, text: str) -> Events: ...
 
+    def _rest(self) -> Events:
+        """Append what is held back until the item's end. Return its events."""
+        return []
+
     @abstractmethod
-    def _done(self) -> Events:
-        """Return the events of the end of the item's parts."""
+    def _done(self, text: str) -> Events:
+        """Return the events of the end of the item's text and of its part, if it has parts."""
 
 
-class OpenText(OpenItem):
+class _OpenContent(OpenItem):
+    """An item whose content has one part."""
+
+    @abstractmethod
+    def _part(self, text: str) -> openai.ContentPart:
+        """Return the part with this text."""
+
+    @abstractmethod
+    def _text_done(self, text: str) -> openai.Event:
+        """Return the event of the end of the text."""
+
+    def _begun(self) -> Events:
+        return [
+            openai.ContentPartAdded(
+                output_index=self.output_index,
+                item_id=self.id,
+                content_index=0,
+                part=self._part(""),
+            )
+        ]
+
+    def _done(self, text: str) -> Events:
+        return [
+            self._text_done(text),
+            openai.ContentPartDone(
+                output_index=self.output_index,
+                item_id=self.id,
+                content_index=0,
+                part=self._part(text),
+            ),
+        ]
+
+
+class OpenText(_OpenContent):
     """A message.
 
     Attributes:
@@ -74,19 +115,11 @@ class OpenText(OpenItem):
         self.new_logprobs: list[TokenLogprob] = []
 
     def item(self, text: str, status: openai.ItemStatus) -> openai.OutputMessage:
-        content: list[openai.OutputText | openai.OutputRefusal] = []
-        if status != "in_progress":
-            content.append(self._part(text))
-        return openai.OutputMessage(id=self.id, status=status, content=content)
-
-    def begin(self) -> Events:
-        part = self._part("")
-        return [
-            *super().begin(),
-            openai.ContentPartAdded(
-                output_index=self.output_index, item_id=self.id, content_index=0, part=part
-            ),
-        ]
+        return openai.OutputMessage(
+            id=self.id,
+            status=status,
+            content=[] if status == "in_progress" else [self._part(text)],
+        )
 
     def _part(self, text: str) -> openai.OutputText:
         return openai.OutputText(text=text, logprobs=self._logprobs)
@@ -104,44 +137,31 @@ class OpenText(OpenItem):
             )
         ]
 
-    def _done(self) -> Events:
-        return [
-            *(self._more("") if self.new_logprobs else ()),
-            openai.OutputTextDone(
-                output_index=self.output_index,
-                item_id=self.id,
-                content_index=0,
-                text=self.text,
-                logprobs=self._logprobs,
-            ),
-            openai.ContentPartDone(
-                output_index=self.output_index,
-                item_id=self.id,
-                content_index=0,
-                part=self._part(self.text),
-            ),
-        ]
+    def _rest(self) -> Events:
+        return self._more("") if self.new_logprobs else []
+
+    def _text_done(self, text: str) -> openai.OutputTextDone:
+        return openai.OutputTextDone(
+            output_index=self.output_index,
+            item_id=self.id,
+            content_index=0,
+            text=text,
+            logprobs=self._logprobs,
+        )
 
 
-class OpenRefusal(OpenItem):
+class OpenRefusal(_OpenContent):
     """A message by which the model declines."""
 
     def item(self, text: str, status: openai.ItemStatus) -> openai.OutputMessage:
-        content: list[openai.OutputText | openai.OutputRefusal] = []
-        if status != "in_progress":
-            content.append(openai.OutputRefusal(text))
-        return openai.OutputMessage(id=self.id, status=status, content=content)
+        return openai.OutputMessage(
+            id=self.id,
+            status=status,
+            content=[] if status == "in_progress" else [self._part(text)],
+        )
 
-    def begin(self) -> Events:
-        return [
-            *super().begin(),
-            openai.ContentPartAdded(
-                output_index=self.output_index,
-                item_id=self.id,
-                content_index=0,
-                part=openai.OutputRefusal(""),
-            ),
-        ]
+    def _part(self, text: str) -> openai.OutputRefusal:
+        return openai.OutputRefusal(text)
 
     def _more(self, text: str) -> Events:
         return [
@@ -150,21 +170,13 @@ class OpenRefusal(OpenItem):
             )
         ]
 
-    def _done(self) -> Events:
-        return [
-            openai.RefusalDone(
-                output_index=self.output_index, item_id=self.id, content_index=0, refusal=self.text
-            ),
-            openai.ContentPartDone(
-                output_index=self.output_index,
-                item_id=self.id,
-                content_index=0,
-                part=openai.OutputRefusal(self.text),
-            ),
-        ]
+    def _text_done(self, text: str) -> openai.RefusalDone:
+        return openai.RefusalDone(
+            output_index=self.output_index, item_id=self.id, content_index=0, refusal=text
+        )
 
 
-class OpenReasoning(OpenItem):
+class OpenReasoning(_OpenContent):
     """Reasoning, in the content of its item.
 
     Args:
@@ -176,25 +188,16 @@ class OpenReasoning(OpenItem):
         self._is_encrypted = is_encrypted
 
     def item(self, text: str, status: openai.ItemStatus) -> openai.ReasoningOutput:
-        content = [] if status == "in_progress" else [ReasoningPart(text)]
         return openai.ReasoningOutput(
             id=self.id,
             status=status,
             summary=[],
-            content=content,
+            content=[] if status == "in_progress" else [self._part(text)],
             encrypted_content=self._encrypted(text, status),
         )
 
-    def begin(self) -> Events:
-        return [
-            *super().begin(),
-            openai.ContentPartAdded(
-                output_index=self.output_index,
-                item_id=self.id,
-                content_index=0,
-                part=ReasoningPart(""),
-            ),
-        ]
+    def _part(self, text: str) -> ReasoningPart:
+        return ReasoningPart(text)
 
     def _encrypted(self, text: str, status: openai.ItemStatus) -> str | UnsetType:
         if not self._is_encrypted:
@@ -208,18 +211,10 @@ class OpenReasoning(OpenItem):
             )
         ]
 
-    def _done(self) -> Events:
-        return [
-            openai.ReasoningTextDone(
-                output_index=self.output_index, item_id=self.id, content_index=0, text=self.text
-            ),
-            openai.ContentPartDone(
-                output_index=self.output_index,
-                item_id=self.id,
-                content_index=0,
-                part=ReasoningPart(self.text),
-            ),
-        ]
+    def _text_done(self, text: str) -> openai.ReasoningTextDone:
+        return openai.ReasoningTextDone(
+            output_index=self.output_index, item_id=self.id, content_index=0, text=text
+        )
 
 
 class OpenSummary(OpenReasoning):
@@ -233,15 +228,14 @@ class OpenSummary(OpenReasoning):
             encrypted_content=self._encrypted(text, status),
         )
 
-    def begin(self) -> Events:
+    def _begun(self) -> Events:
         return [
-            *OpenItem.begin(self),
             openai.ReasoningSummaryPartAdded(
                 output_index=self.output_index,
                 item_id=self.id,
                 summary_index=0,
                 part=SummaryPart(""),
-            ),
+            )
         ]
 
     def _more(self, text: str) -> Events:
@@ -251,26 +245,26 @@ class OpenSummary(OpenReasoning):
             )
         ]
 
-    def _done(self) -> Events:
+    def _done(self, text: str) -> Events:
         return [
             openai.ReasoningSummaryTextDone(
-                output_index=self.output_index, item_id=self.id, summary_index=0, text=self.text
+                output_index=self.output_index, item_id=self.id, summary_index=0, text=text
             ),
             openai.ReasoningSummaryPartDone(
                 output_index=self.output_index,
                 item_id=self.id,
                 summary_index=0,
-                part=SummaryPart(self.text),
+                part=SummaryPart(text),
             ),
         ]
 
 
-class OpenFunctionCall(OpenItem):
-    """A tool call: a function with its arguments.
+class OpenCall(OpenItem):
+    """A tool call, or a call of a custom tool.
 
     Args:
         call_id: The id of the call.
-        name: The name of the function.
+        name: The name of the tool.
         namespace: Its namespace, if it has one.
     """
 
@@ -280,12 +274,16 @@ class OpenFunctionCall(OpenItem):
         output_index: int,
         call_id: str,
         name: str,
-        namespace: str | UnsetType = UNSET,
+        namespace: str | UnsetType,
     ) -> None:
         super().__init__(item_id, output_index)
         self._call_id = call_id
         self._name = name
         self._namespace = namespace
+
+
+class OpenFunctionCall(OpenCall):
+    """A tool call: a function with its arguments, which are the text."""
 
     def item(self, text: str, status: openai.ItemStatus) -> openai.FunctionToolCall:
         return openai.FunctionToolCall(
@@ -304,25 +302,16 @@ class OpenFunctionCall(OpenItem):
             )
         ]
 
-    def _done(self) -> Events:
+    def _done(self, text: str) -> Events:
         return [
             openai.FunctionCallArgumentsDone(
-                output_index=self.output_index,
-                item_id=self.id,
-                name=self._name,
-                arguments=self.text,
+                output_index=self.output_index, item_id=self.id, name=self._name, arguments=text
             )
         ]
 
 
-class OpenCustomCall(OpenItem):
-    """A call of a custom tool. The text that is added is that of the function's arguments.
-
-    Args:
-        call_id: The id of the call.
-        name: The name of the tool.
-        namespace: Its namespace, if it has one.
-    """
+class OpenCustomCall(OpenCall):
+    """A call of a custom tool. The text that is added is that of the function's arguments."""
 
     def __init__(
         self,
@@ -330,12 +319,9 @@ class OpenCustomCall(OpenItem):
         output_index: int,
         call_id: str,
         name: str,
-        namespace: str | UnsetType = UNSET,
+        namespace: str | UnsetType,
     ) -> None:
-        super().__init__(item_id, output_index)
-        self._call_id = call_id
-        self._name = name
-        self._namespace = namespace
+        super().__init__(item_id, output_index, call_id, name, namespace)
         self._input = InputText()
 
     def item(self, text: str, status: openai.ItemStatus) -> openai.CustomToolCall:
@@ -358,10 +344,12 @@ class OpenCustomCall(OpenItem):
             )
         ]
 
-    def _done(self) -> Events:
+    def _rest(self) -> Events:
+        return super().add(self._input.finish())
+
+    def _done(self, text: str) -> Events:
         return [
-            *super().add(self._input.finish()),
             openai.CustomToolCallInputDone(
-                output_index=self.output_index, item_id=self.id, input=self.text
-            ),
+                output_index=self.output_index, item_id=self.id, input=text
+            )
         ]

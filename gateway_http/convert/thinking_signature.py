@@ -2,7 +2,8 @@
 
 A signature identifies the text that it was returned with. If the text is not returned, the
 signature contains it instead, compressed: so the client can send the reasoning back without having
-read it. Nothing is secret: all of it is the client's own.
+read it. Nothing is secret: all of it is the client's own. In OpenAI's Responses API, the
+`encrypted_content` of reasoning is a signature that contains the text.
 """
 
 import base64

@@ -300,15 +300,18 @@ class _InSummary(_InItem):
     summary_index: Annotated[int, http_only("The index of the part.")]
 
 
-class _ContentPart(_InContent):
-    part: Annotated[OutputText | OutputRefusal | ReasoningPart, http_only("The part at this time.")]
+ContentPart = OutputText | OutputRefusal | ReasoningPart
 
 
-class ContentPartAdded(_ContentPart, tag="response.content_part.added"):
+class _WholePart(_InContent):
+    part: Annotated[ContentPart, http_only("The part at this time.")]
+
+
+class ContentPartAdded(_WholePart, tag="response.content_part.added"):
     """The start of a part."""
 
 
-class ContentPartDone(_ContentPart, tag="response.content_part.done"):
+class ContentPartDone(_WholePart, tag="response.content_part.done"):
     """The end of a part."""
 
 

@@ -35,7 +35,8 @@ from gateway_http.routes.request_state import bodies_of, caller_of, settings_of
 _log = structlog.get_logger(__name__)
 _limited_log = LimitedLog()
 
-_NO_STORE = "It has no store of responses (--response-store)."
+# The hint for what needs a store, if there is none.
+NO_STORE = "It has no store of responses (--response-store)."
 
 
 def store_of(request: Request) -> ResponseStore | None:
@@ -86,7 +87,7 @@ async def resolve(
     try:
         if prompt.previous_response_id is not None:
             if store is None:
-                raise UnsupportedParameter("previous_response_id", _NO_STORE)
+                raise UnsupportedParameter("previous_response_id", NO_STORE)
             found = await store.conversation(owner, prompt.previous_response_id, max_bytes)
             if found is None:
                 raise InvalidRequest(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,7 +24,13 @@ from gateway_http.protocol.responses_request import (
 )
 from gateway_http.routes.generation import Generation, Operation, Received
 from gateway_http.routes.request_state import bodies_of, caller_of, run_while_connected
-from gateway_http.routes.response_storage import record, refers_to_stored, resolve, store_of
+from gateway_http.routes.response_storage import (
+    NO_STORE,
+    record,
+    refers_to_stored,
+    resolve,
+    store_of,
+)
 from gateway_http.routes.tokens import call_tokenize
 from gateway_http.upstream import rpcs
 
@@ -62,16 +68,10 @@ async def _complete(request: Request, decoded: Decoded[_Received]) -> _Received:
     body = received.body
     has_store = store_of(request) is not None
     if body.store and not has_store:
-        raise UnsupportedParameter("store", "It has no store of responses (--response-store).")
+        raise UnsupportedParameter("store", NO_STORE)
     if refers_to_stored(body):
-        previous, num_bytes = await resolve(request, body, decoded.hold)
-        converted, names = await bodies_of(request).converted(
-            caller_of(request),
-            decoded.num_bytes + num_bytes,
-            _converted,
-            responses_requests.params,
-            body,
-            previous,
+        converted, names, num_bytes = await _with_stored(
+            request, decoded, body, responses_requests.params
         )
         received = replace(received, params=converted, names=names, num_stored_bytes=num_bytes)
     body.store = has_store and body.store is not False
@@ -105,17 +105,32 @@ async def count_input_tokens(request: Request) -> Response:
 
 async def _counted(request: Request, decoded: Decoded[InputTokensRequest]) -> Response:
     body = decoded.value
-    previous, num_bytes = await resolve(request, body, decoded.hold)
-    converted, names = await bodies_of(request).converted(
-        caller_of(request),
-        decoded.num_bytes + num_bytes,
-        _converted,
-        responses_requests.tokenize_request,
-        body,
-        previous,
+    converted, names, _ = await _with_stored(
+        request, decoded, body, responses_requests.tokenize_request
     )
     tokenized = await call_tokenize(request, body.model, converted, names)
     return json_response(InputTokenCount(len(tokenized.token_ids)))
+
+
+async def _with_stored(
+    request: Request,
+    decoded: Decoded[Any],
+    prompt: _Prompt,
+    convert: Callable[[_Prompt, Sequence[Item]], _Message],
+) -> tuple[_Message | ApiError, dict[str, str], int]:
+    """Convert a prompt with the stored items that it refers to.
+
+    Returns:
+        The message or its error, the names of its parameters, and the size of the items in bytes.
+
+    Raises:
+        ApiError: The prompt refers to something that does not exist, or that is too large.
+    """
+    previous, num_bytes = await resolve(request, prompt, decoded.hold)
+    converted, names = await bodies_of(request).converted(
+        caller_of(request), decoded.num_bytes + num_bytes, _converted, convert, prompt, previous
+    )
+    return converted, names, num_bytes
 
 
 def _converted(

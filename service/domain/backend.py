@@ -347,6 +347,8 @@ class DecisionBackend(Protocol):
     ) -> Sequence[ScoredQuestion]:
         """Return the scored questions, in their order. Cancelling the task aborts the request.
 
+        The servicer ends the call at its deadline, so this method need not observe `call.deadline`.
+
         Args:
             num_sequences: Number of sequences for which the servicer has reserved capacity
                 (`ModelBackend.reserve`). At most this many run at a time.

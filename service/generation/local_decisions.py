@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from service.deadline import deadline_scope
 from service.domain.backend import CallContext
 from service.domain.decisions import DecisionRequest, NoteProgress, Question, ScoredQuestion
 from service.domain.engine import EngineCapabilities, EngineTimings, Request
@@ -45,22 +44,21 @@ class LocalDecisions:
     ) -> Sequence[ScoredQuestion]:
         """See `service.domain.backend.DecisionBackend.decide`."""
         scoring = _Scoring(self._model, request, call, asyncio.Semaphore(num_sequences), note)
-        async with deadline_scope(call.deadline):
-            # The first question puts the conversation into the prefix cache for the others.
-            first = await scoring.question(0)
-            pending = iter(range(1, len(request.questions)))
-            others: dict[int, ScoredQuestion] = {}
+        # The first question puts the conversation into the prefix cache for the others.
+        first = await scoring.question(0)
+        pending = iter(range(1, len(request.questions)))
+        others: dict[int, ScoredQuestion] = {}
 
-            async def score_next() -> None:
-                for index in pending:
-                    others[index] = await scoring.question(index)
+        async def score_next() -> None:
+            for index in pending:
+                others[index] = await scoring.question(index)
 
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for _ in range(min(num_sequences, len(request.questions) - 1)):
-                        tasks.create_task(score_next())
-            except ExceptionGroup as errors:
-                raise _first(errors) from None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(min(num_sequences, len(request.questions) - 1)):
+                    tasks.create_task(score_next())
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
         return [first, *(others[index] for index in sorted(others))]
 
 

@@ -79,29 +79,21 @@ class LocalEmbeddings:
 
     The score of a pair is the cosine of the embeddings of its texts. If the model has prompts for
     queries and documents, they are used.
-
-    Args:
-        num_dimensions: Number of dimensions of the model's embeddings.
     """
 
     unsupported_fields: frozenset[str] = frozenset()
     has_activation = False
 
     def __init__(
-        self,
-        engine: PoolingEngine,
-        tokenizer: InputTokenizer,
-        modules: EmbeddingModules,
-        num_dimensions: int,
+        self, engine: PoolingEngine, tokenizer: InputTokenizer, modules: EmbeddingModules
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._modules = modules
-        self._num_dimensions = num_dimensions
 
     @property
     def num_dimensions(self) -> int:
-        return self._num_dimensions
+        return self._engine.num_outputs
 
     @property
     def prompt_names(self) -> Sequence[str]:
@@ -191,12 +183,12 @@ class LocalEmbeddings:
         Raises:
             InvalidField: The model has fewer dimensions, or lists other numbers.
         """
-        if number is None or number == self._num_dimensions:
+        if number is None or number == self.num_dimensions:
             return
-        if number > self._num_dimensions:
+        if number > self.num_dimensions:
             raise InvalidField(
                 "dimensions",
-                f"The embeddings of this model have {self._num_dimensions} dimensions, fewer than "
+                f"The embeddings of this model have {self.num_dimensions} dimensions, fewer than "
                 f"{number}.",
             )
         listed = self._modules.dimensions

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from service.domain.pooling import Activation, Task
 from service.errors import ModelLoadError
 from service.json_file import read_json_array, read_json_object
@@ -54,8 +52,6 @@ _SCORE_ACTIVATIONS = {
     "Identity": Activation.NONE,
     "Softmax": Activation.SOFTMAX,
 }
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -214,8 +214,7 @@ class PoolingEngine:
             self._is_closed = True
             jobs = list(self._jobs)
             self._changed.notify()
-        for job in jobs:
-            _fail(job, EngineDead())
+        _fail(jobs, EngineDead)
 
     def _die(self) -> None:
         self._dead.set()
@@ -273,13 +272,14 @@ class PoolingEngine:
         try:
             results = runner.run(packed([job.inputs[index] for job, index in taken]))
         except Exception:  # only the requests of this step fail
-            log.exception("step_failed", requests=len({job for job, _ in taken}))
+            failed = {job for job, _ in taken}
+            log.exception("step_failed", requests=len(failed))
             self._stats = replace(self._stats, num_failed_steps=self._stats.num_failed_steps + 1)
             with self._changed:
-                for job in {job for job, _ in taken}:
+                for job in failed:
                     with suppress(ValueError):
                         self._queue.remove(job)
-            self._post(self._fail_step, {job for job, _ in taken})
+            self._post(_fail, failed, StepFailed)
             return
         self._stats = replace(
             self._stats,
@@ -300,10 +300,6 @@ class PoolingEngine:
             if not job.done.done():
                 job.done.set_result(job.results)
 
-    def _fail_step(self, jobs: Sequence[_Job]) -> None:
-        for job in jobs:
-            _fail(job, StepFailed())
-
     def _post(self, function: Callable[..., object], *args: object) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *args)
@@ -321,6 +317,7 @@ def _settle(started: asyncio.Future[None], error: BaseException | None) -> None:
         started.set_exception(error)
 
 
-def _fail(job: _Job, error: ChatrpcError) -> None:
-    if not job.done.done():
-        job.done.set_exception(error)
+def _fail(jobs: Iterable[_Job], make_error: Callable[[], ChatrpcError]) -> None:
+    for job in jobs:
+        if not job.done.done():
+            job.done.set_exception(make_error())

@@ -37,7 +37,7 @@ class EmbeddingRunner:
         self._transformer = transformer
         self._modules = modules
         self._modes = modes
-        [[numbers]] = [self.run(packed([TokenizedInput([0])]))]
+        [numbers] = self.run(packed([TokenizedInput([0])]))
         self.num_outputs = len(numbers)
 
     @property
@@ -95,17 +95,11 @@ def load_runner(path: Path, task: Task, settings: EngineSettings) -> Runner:
     device = _device(settings)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     if task is not Task.EMBED:
-        runner: Runner = ClassifierRunner(
-            read_model(AutoModelForSequenceClassification, path, device, dtype)
-        )
-    else:
-        modules = embedding_modules(path)
-        runner = EmbeddingRunner(
-            load_transformer(path, device, dtype),
-            load_modules(modules, device),
-            modules.pooling.modes,
-        )
-    return runner
+        return ClassifierRunner(read_model(AutoModelForSequenceClassification, path, device, dtype))
+    modules = embedding_modules(path)
+    return EmbeddingRunner(
+        load_transformer(path, device, dtype), load_modules(modules, device), modules.pooling.modes
+    )
 
 
 def _device(settings: EngineSettings) -> torch.device:

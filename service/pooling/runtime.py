@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from chatrpc_process.threads import run_in_daemon_thread
@@ -63,9 +62,9 @@ class PoolingRuntime:
         )
 
     async def load(self) -> ServedModel:
-        make = await run_in_daemon_thread(self._read)
+        served = await run_in_daemon_thread(self._read)
         await self._engine.start()
-        return make()
+        return served
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
@@ -81,9 +80,8 @@ class PoolingRuntime:
     async def stop(self) -> bool:
         return await self._engine.stop()
 
-    def _read(self) -> Callable[[], ServedModel]:
-        """Read everything except the weights. Return a function that makes the model, once the
-        engine has loaded the weights.
+    def _read(self) -> ServedModel:
+        """Read everything except the weights, which the engine loads when it is started.
 
         Raises:
             ModelLoadError: The model is corrupt or cannot serve the task.
@@ -115,21 +113,12 @@ class PoolingRuntime:
             max_output_tokens=0,
         )
         backend = PoolingBackend(self._engine, tokenizer, max_tokens, vocab_size)
-        if modules is None:
-            classifier = LocalClassifier(self._engine, inputs, classifier_head(path))
-            return partial(
-                ServedModel,
-                card,
-                backend,
-                classifier=classifier,
-                scorer=classifier if task is Task.SCORE else None,
-            )
-
-        def served() -> ServedModel:
-            embeddings = LocalEmbeddings(self._engine, inputs, modules, self._engine.num_outputs)
+        if modules is not None:
+            embeddings = LocalEmbeddings(self._engine, inputs, modules)
             return ServedModel(card, backend, embeddings=embeddings, scorer=embeddings)
-
-        return served
+        classifier = LocalClassifier(self._engine, inputs, classifier_head(path))
+        scorer = classifier if task is Task.SCORE else None
+        return ServedModel(card, backend, classifier=classifier, scorer=scorer)
 
 
 def _load_runner(path: Path, task: Task, settings: EngineSettings) -> Runner:

@@ -46,12 +46,6 @@ class Transformer:
         self._options = {"use_cache": False} if "use_cache" in parameters else {}
         self.is_packed = self._supports_packed()
 
-    @property
-    def num_dimensions(self) -> int:
-        """Number of dimensions of the hidden states."""
-        config: Any = self._model.config
-        return int(config.get_text_config().hidden_size)
-
     def hidden_states(self, batch: PackedBatch) -> Iterator[tuple[Group, Tensor]]:
         """Yield each group with the hidden states of its inputs, [size, length, num_dimensions]."""
         if not self.is_packed:

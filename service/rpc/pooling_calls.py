@@ -1,4 +1,4 @@
-"""The steps of a call that generates nothing, which two services share."""
+"""The steps of a call that generates nothing, which several services share."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from service.deadline import deadline_scope
-from service.domain.backend import CallContext, ServedModel
+from service.domain.backend import CallContext, ModelSpec, ServedModel
 from service.errors import MissingField, UnsupportedMethod
 from service.rpc.calls.caller import current_caller, received_bytes
 from service.rpc.calls.context import Context
@@ -73,12 +73,14 @@ class PoolingCalls:
         request: _ModelRequest,
         context: Context,
         backend_of: Callable[[ServedModel], Backend | None],
+        num_sequences: Callable[[ModelSpec], int] = lambda _: 1,
     ) -> AsyncIterator[tuple[PoolingCall, Backend]]:
         """Admit a call. In the context it has capacity, and it ends at its deadline.
 
         Args:
             method: Name of the RPC.
             backend_of: Returns the backend that the RPC needs; None if the model lacks it.
+            num_sequences: Returns the number of sequences for which capacity is reserved.
 
         Raises:
             ChatrpcError: The call is rejected.
@@ -92,6 +94,6 @@ class PoolingCalls:
             raise UnsupportedMethod(method, model.card.id)
         caller = current_caller()
         call = CallContext(caller, deadline, priority(request, caller), self._pools)
-        with model.backend.reserve(caller, 1):
+        with model.backend.reserve(caller, num_sequences(model.backend.spec)):
             async with deadline_scope(deadline):
                 yield PoolingCall(model, call, self._pools), backend

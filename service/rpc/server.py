@@ -163,7 +163,7 @@ class Server:
             CompletionServicer(generations), self._server
         )
         decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(
-            DecisionServicer(lifecycle, self._pools, request_timeout_s), self._server
+            DecisionServicer(pooling), self._server
         )
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
             EmbeddingServicer(pooling), self._server

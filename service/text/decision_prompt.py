@@ -65,7 +65,8 @@ def question_prompt(
     if num_tokens := least_num_tokens(tokenizer, text, max_model_len):
         raise ContextLengthExceeded(num_tokens, max_model_len)
     token_ids = tuple(encode_prompt(tokenizer, text, _OPTIONS))
-    forms = tuple(_forms(option.text, text, tokenizer) for option in question.options)
+    boundary = _Boundary(text, tokenizer)
+    forms = tuple(boundary.forms(option.text) for option in question.options)
     for i, each in enumerate(forms):
         if not all(each):
             raise InvalidField(f"{question.options_field}[{i}]", "has no token in this model.")
@@ -103,25 +104,31 @@ def _question_text(question: Question) -> str:
     return "\n".join(lines)
 
 
-def _forms(option: str, prompt: str, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return the forms of an option after a prompt.
+class _Boundary:
+    """The end of a prompt, which is encoded together with each option."""
 
-    If the prompt does not end with white space, the response may begin with a space, which is part
-    of its first token. So there is a form with a space, too.
-    """
-    texts = [option] if prompt[-1:].isspace() else [option, f" {option}"]
-    return tuple({tuple(_token_ids_after(prompt, text, tokenizer)): None for text in texts})
+    def __init__(self, prompt: str, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text = prompt[-_NUM_BOUNDARY_CHARS:]
+        self._token_ids = tokenizer.encode(self._text, add_special_tokens=False)
 
+    def forms(self, option: str) -> tuple[tuple[int, ...], ...]:
+        """Return the forms of an option after the prompt.
 
-def _token_ids_after(prompt: str, text: str, tokenizer: Tokenizer) -> list[int]:
-    """Return the token ids of a text after a prompt.
+        If the prompt does not end with white space, the response may begin with a space, which is
+        part of its first token. So there is a form with a space, too.
+        """
+        texts = [option] if self._text[-1:].isspace() else [option, f" {option}"]
+        return tuple({tuple(self._token_ids_after(text)): None for text in texts})
 
-    They are those of both together without those of the prompt. If the boundary is within a token,
-    they are those of the text by itself, since the prompt's tokens are given.
-    """
-    before = prompt[-_NUM_BOUNDARY_CHARS:]
-    of_before = tokenizer.encode(before, add_special_tokens=False)
-    of_both = tokenizer.encode(before + text, add_special_tokens=False)
-    if of_both[: len(of_before)] == of_before:
-        return of_both[len(of_before) :]
-    return tokenizer.encode(text, add_special_tokens=False)
+    def _token_ids_after(self, text: str) -> list[int]:
+        """Return the token ids of a text after the prompt.
+
+        They are those of both together without those of the prompt. If the boundary is within a
+        token, they are those of the text by itself, since the prompt's tokens are given.
+        """
+        of_both = self._tokenizer.encode(self._text + text, add_special_tokens=False)
+        num_before = len(self._token_ids)
+        if of_both[:num_before] == self._token_ids:
+            return of_both[num_before:]
+        return self._tokenizer.encode(text, add_special_tokens=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from service.deadline import deadline_scope
 from service.domain.backend import CallContext
 from service.domain.chat import Message
 from service.domain.decisions import (
@@ -222,10 +223,11 @@ async def test_failed_step_among_many_is_raised_itself(model: LocalModel) -> Non
 
 
 async def test_passed_deadline_ends_the_request(model: LocalModel) -> None:
-    asked = request(*[question("abcdef", "ghijkl")] * 400)
+    asked, late = request(*[question("abcdef", "ghijkl")] * 400), call(deadline_s=0.2)
 
     with pytest.raises(DeadlinePassed):
-        await LocalDecisions(model).decide(asked, call(deadline_s=0.2), 4, ignore)
+        async with deadline_scope(late.deadline):
+            await LocalDecisions(model).decide(asked, late, 4, ignore)
 
     assert model.engine.stats().num_running == 0
 
