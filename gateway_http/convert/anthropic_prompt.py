@@ -10,16 +10,11 @@ from typing import NamedTuple
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert.json_text import raw_text
+from gateway_http.convert.messages import ROLES
 from gateway_http.convert.thinking_signature import InvalidSignature, SignedTexts
 from gateway_http.protocol import anthropic
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
-_ROLES = {
-    "system": chat_pb2.ROLE_SYSTEM,
-    "user": chat_pb2.ROLE_USER,
-    "assistant": chat_pb2.ROLE_ASSISTANT,
-    "tool": chat_pb2.ROLE_TOOL,
-}
 # The blocks of the groups of a role.
 _BLOCKS: Mapping[str, tuple[type, ...]] = {
     "system": (anthropic.TextBlockParam,),
@@ -158,7 +153,7 @@ def _placed(content: str | Sequence[anthropic.ContentBlockParam], path: str) -> 
 
 
 def _chat_message(group: Group, signed: SignedTexts) -> chat_pb2.ChatMessage:
-    message = chat_pb2.ChatMessage(role=_ROLES[group.role])
+    message = chat_pb2.ChatMessage(role=ROLES[group.role])
     reasoning: list[str] = []  # joined once: appending to the message would copy all of it
     for placed in group.blocks:
         if not isinstance(placed.block, _BLOCKS[group.role]):

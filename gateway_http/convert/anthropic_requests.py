@@ -4,8 +4,9 @@ from chatrpc.v1 import chat_pb2, model_service_pb2
 from gateway_http.convert import anthropic_prompt
 from gateway_http.convert.json_text import raw_text
 from gateway_http.convert.requests import EFFORTS
+from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import anthropic
-from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from gateway_http.protocol.error import InvalidRequest
 
 # Up to this many tokens of thinking mean this effort.
 _BUDGETS = (
@@ -33,9 +34,7 @@ def params(request: anthropic.MessagesRequest) -> chat_pb2.ChatCompletionParams:
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
     """
-    for name in anthropic.UNSUPPORTED:
-        if getattr(request, name) is not None:
-            raise UnsupportedParameter(name)
+    reject_given(request, anthropic.UNSUPPORTED)
     _check_edits(request.context_management)
     choice = request.tool_choice
     is_single = isinstance(choice, anthropic.AnyToolChoice) and choice.disable_parallel_tool_use

@@ -4,9 +4,10 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from chatrpc.v1 import classification_service_pb2, completion_pb2, embedding_service_pb2
-from gateway_http.convert.inputs import is_single, texts_or_token_ids
-from gateway_http.convert.pooling import check_supported, truncation
+from chatrpc.v1 import classification_service_pb2
+from gateway_http.convert.inputs import is_single
+from gateway_http.convert.pooling import pooled_inputs, truncation
+from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import classification as http
 from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.pooling import PoolingUsage
@@ -21,7 +22,7 @@ def rerank_request(body: http.RerankRequest) -> classification_service_pb2.Reran
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
     """
-    check_supported(body, http.UNSUPPORTED[http.UnsupportedRerankParameters])
+    reject_given(body, http.UNSUPPORTED[http.UnsupportedRerankParameters])
     return classification_service_pb2.RerankRequest(
         query=_text(body.query),
         documents=map(_text, body.documents),
@@ -44,13 +45,14 @@ def rerank_response(
     response: classification_service_pb2.RerankResponse, model: str, body: http.RerankRequest
 ) -> http.Reranking:
     """Convert a response. `model` is the name of its model for clients."""
-    documents = [http.RankedDocument(_text(each)) for each in body.documents]
     return http.Reranking(
         id=_id("rerank"),
         model=model,
         results=[
             http.RerankResult(
-                each.index, each.relevance_score, documents[each.index] if documents else None
+                each.index,
+                each.relevance_score,
+                http.RankedDocument(_text(body.documents[each.index])) if body.documents else None,
             )
             for each in response.results
         ],
@@ -64,7 +66,7 @@ def score_request(body: http.ScoreRequest) -> classification_service_pb2.ScoreRe
     Raises:
         InvalidRequest: The proto has no equivalent of a field, or the texts do not form pairs.
     """
-    check_supported(body, http.UNSUPPORTED[http.UnsupportedScoreParameters])
+    reject_given(body, http.UNSUPPORTED[http.UnsupportedScoreParameters])
     first, second = _name(body, http.FIRST_TEXTS), _name(body, http.SECOND_TEXTS)
     queries, documents = _texts(getattr(body, first)), _texts(getattr(body, second))
     if len(queries) == 1:
@@ -131,15 +133,11 @@ def classify_request(body: http.ClassifyRequest) -> classification_service_pb2.C
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
     """
-    check_supported(body, http.UNSUPPORTED[http.UnsupportedClassifyParameters])
-    texts, token_ids = texts_or_token_ids(body.input, "input")
+    reject_given(body, http.UNSUPPORTED[http.UnsupportedClassifyParameters])
+    text_inputs, token_inputs = pooled_inputs(body.input)
     return classification_service_pb2.ClassifyRequest(
-        text_inputs=embedding_service_pb2.TextInputs(texts=texts) if texts else None,
-        token_inputs=None
-        if texts
-        else embedding_service_pb2.TokenInputs(
-            token_ids=[completion_pb2.TokenIds(ids=ids) for ids in token_ids]
-        ),
+        text_inputs=text_inputs,
+        token_inputs=token_inputs,
         activation=_activation(body.use_activation),
         truncation=truncation(body),
         add_special_tokens=body.add_special_tokens,

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from chatrpc.v1 import chat_pb2, decision_service_pb2
+from gateway_http.convert.messages import ROLES
 from gateway_http.protocol import decisions as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
@@ -15,12 +16,6 @@ MAX_JSON_DEPTH = 32
 MAX_JSON_VALUES = 10_000
 MAX_JSON_BYTES = 256 << 10
 
-_ROLES = {
-    "system": chat_pb2.ROLE_SYSTEM,
-    "developer": chat_pb2.ROLE_DEVELOPER,
-    "user": chat_pb2.ROLE_USER,
-    "assistant": chat_pb2.ROLE_ASSISTANT,
-}
 # The parts of the messages of a role.
 _PARTS: Mapping[str, tuple[type, ...]] = {
     "system": (openai.DecisionInputText,),
@@ -224,7 +219,7 @@ def _message(group: Sequence[tuple[str, openai.DecisionInputItem]]) -> chat_pb2.
     message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT)
     if first.content is not None:
         role = first.role or ""
-        message.role = _ROLES[role]
+        message.role = ROLES[role]
         parts = [first.content] if isinstance(first.content, str) else first.content
         for i, part in enumerate(parts):
             if not isinstance(part, (str, *_PARTS[role])):

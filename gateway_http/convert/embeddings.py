@@ -3,10 +3,11 @@
 import base64
 import struct
 
-from chatrpc.v1 import completion_pb2, embedding_service_pb2
+from chatrpc.v1 import embedding_service_pb2
 from gateway_http.convert.aliases import first_given
-from gateway_http.convert.inputs import is_single, texts_or_token_ids
-from gateway_http.convert.pooling import check_supported, truncation
+from gateway_http.convert.inputs import is_single
+from gateway_http.convert.pooling import pooled_inputs, truncation
+from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import embeddings as openai
 
 
@@ -18,15 +19,11 @@ def embeddings_request(
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
     """
-    check_supported(request, openai.UNSUPPORTED)
-    texts, token_ids = texts_or_token_ids(request.input, "input")
+    reject_given(request, openai.UNSUPPORTED)
+    text_inputs, token_inputs = pooled_inputs(request.input)
     return embedding_service_pb2.CreateEmbeddingsRequest(
-        text_inputs=embedding_service_pb2.TextInputs(texts=texts) if texts else None,
-        token_inputs=None
-        if texts
-        else embedding_service_pb2.TokenInputs(
-            token_ids=[completion_pb2.TokenIds(ids=ids) for ids in token_ids]
-        ),
+        text_inputs=text_inputs,
+        token_inputs=token_inputs,
         dimensions=request.dimensions,
         user=request.user,
         prompt_name=first_given(request.prompt_name, request.input_type),

@@ -8,13 +8,14 @@ from gateway_http.convert.json_text import json_text
 from gateway_http.protocol import request as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
-_ROLES = {
+ROLES = {
     "system": chat_pb2.ROLE_SYSTEM,
     "developer": chat_pb2.ROLE_DEVELOPER,
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
     "tool": chat_pb2.ROLE_TOOL,
 }
+"""The proto's roles, by their names in all APIs over HTTP."""
 
 
 def chat_message(message: openai.Message, param: str) -> chat_pb2.ChatMessage:
@@ -43,7 +44,7 @@ def chat_message(message: openai.Message, param: str) -> chat_pb2.ChatMessage:
         if getattr(message, name) is not None:
             raise UnsupportedParameter(f"{param}.{name}")
     return chat_pb2.ChatMessage(
-        role=_ROLES[message.role],
+        role=ROLES[message.role],
         content=content_parts(message.content, f"{param}.content"),
         name=message.name or "",
         tool_calls=[_tool_call(call, i) for i, call in enumerate(message.tool_calls or ())],

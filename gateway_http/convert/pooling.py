@@ -1,10 +1,10 @@
 """Converts the parameters that requests for embeddings, scores and classifications share."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
 
-from chatrpc.v1 import embedding_service_pb2
-from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from chatrpc.v1 import completion_pb2, embedding_service_pb2
+from gateway_http.convert.inputs import texts_or_token_ids
+from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.pooling import PoolingRequest
 
 _SIDES = {
@@ -15,11 +15,20 @@ _SIDES = {
 }
 
 
-def check_supported(body: Any, names: Iterable[str]) -> None:
-    """Raise UnsupportedParameter for the first of the parameters that is not null."""
-    for name in names:
-        if getattr(body, name) is not None:
-            raise UnsupportedParameter(name)
+def pooled_inputs(
+    value: str | Sequence[str | int | list[int]],
+) -> tuple[embedding_service_pb2.TextInputs | None, embedding_service_pb2.TokenInputs | None]:
+    """Convert the parameter `input` to texts or to token ids. One of the two is None.
+
+    Raises:
+        InvalidRequest: The value mixes texts, token ids and lists of them.
+    """
+    texts, token_ids = texts_or_token_ids(value, "input")
+    if texts:
+        return embedding_service_pb2.TextInputs(texts=texts), None
+    return None, embedding_service_pb2.TokenInputs(
+        token_ids=[completion_pb2.TokenIds(ids=ids) for ids in token_ids]
+    )
 
 
 def truncation(

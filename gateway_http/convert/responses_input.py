@@ -9,20 +9,13 @@ from typing import NamedTuple
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import custom_tools
-from gateway_http.convert.messages import file_content
+from gateway_http.convert.messages import ROLES, file_content
 from gateway_http.convert.response_tools import function_name
 from gateway_http.convert.thinking_signature import InvalidSignature, SignedTexts
 from gateway_http.protocol import responses_request as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 from gateway_http.protocol.request import InputFile
 
-_ROLES = {
-    "system": chat_pb2.ROLE_SYSTEM,
-    "developer": chat_pb2.ROLE_DEVELOPER,
-    "user": chat_pb2.ROLE_USER,
-    "assistant": chat_pb2.ROLE_ASSISTANT,
-    "tool": chat_pb2.ROLE_TOOL,
-}
 _CALLS = (openai.FunctionCallItem, openai.CustomToolCallItem)
 
 
@@ -205,7 +198,7 @@ def _part_names(
 def _chat_message(group: Group, signed: SignedTexts) -> chat_pb2.ChatMessage:
     # Texts of several items are joined once: appending each to the message would copy all of them.
     message = chat_pb2.ChatMessage(
-        role=_ROLES[group.role],
+        role=ROLES[group.role],
         reasoning_content="\n\n".join(filter(None, _reasoning_texts(group, signed))),
         refusal="".join(_refusals(group)),
     )

@@ -7,6 +7,7 @@ from gateway_http.convert import response_tools, responses_input
 from gateway_http.convert.json_text import json_text
 from gateway_http.convert.requests import EFFORTS, TOOL_MODES, VERBOSITIES
 from gateway_http.convert.sampling import json_schema_format, stop_strings
+from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import responses_request as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 from gateway_http.protocol.sampling import JsonObjectFormat
@@ -37,9 +38,7 @@ def params(
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
     """
-    for name in openai.UNSUPPORTED:
-        if getattr(request, name) is not None:
-            raise UnsupportedParameter(name)
+    reject_given(request, openai.UNSUPPORTED)
     if request.background:
         raise UnsupportedParameter("background")
     _check_stream_options(request)
@@ -89,9 +88,7 @@ def tokenize_request(
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
     """
-    for name in ("conversation", "personality"):
-        if getattr(request, name) is not None:
-            raise UnsupportedParameter(name)
+    reject_given(request, ("conversation", "personality"))
     return model_service_pb2.TokenizeRequest(
         conversation=model_service_pb2.Conversation(
             messages=responses_input.chat_messages(request, previous),

@@ -7,8 +7,9 @@ import msgspec
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert.aliases import first_given
 from gateway_http.convert.json_text import raw_text
+from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import sampling as openai
-from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.responses_request import ResponseJsonSchemaFormat
 
 # Alternatives to unsupported parameters, for the error message.
@@ -51,9 +52,7 @@ def check_supported(request: openai.GenerationRequest, unsupported: Iterable[str
     Raises:
         InvalidRequest: The request has one of them.
     """
-    for name in unsupported:
-        if getattr(request, name) is not None:
-            raise UnsupportedParameter(name, _HINTS.get(name, ""))
+    reject_given(request, unsupported, _HINTS)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",

@@ -12,6 +12,7 @@ from chatrpc.v1.limits import LIMITS
 from gateway_http.protocol.field_notes import Accepted, Rejected, http_only, proto_field
 from gateway_http.protocol.numbers import Float32, UInt32
 from gateway_http.protocol.raw_json import RawObject
+from gateway_http.protocol.struct_fields import own_fields
 
 _LEAST_TOKENS = LIMITS["SamplingParams.max_completion_tokens"].minimum
 
@@ -323,11 +324,7 @@ class UnsupportedMessageParameters(Prompt, kw_only=True):
     user_profile_id: Rejected = None
 
 
-UNSUPPORTED = tuple(
-    name
-    for name in UnsupportedMessageParameters.__struct_fields__
-    if name not in Prompt.__struct_fields__
-)
+UNSUPPORTED = own_fields(UnsupportedMessageParameters, Prompt)
 
 
 class MessagesRequest(UnsupportedMessageParameters, forbid_unknown_fields=True, kw_only=True):

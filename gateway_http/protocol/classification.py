@@ -11,6 +11,7 @@ from gateway_http.protocol.embeddings import Inputs
 from gateway_http.protocol.field_notes import Rejected, http_only, proto_field
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.pooling import PoolingRequest, PoolingUsage
+from gateway_http.protocol.struct_fields import own_fields
 
 _ACTIVATION = "If it is false, the scores are the numbers of the model's head (logits)."
 
@@ -212,9 +213,7 @@ class Classifications(Struct, kw_only=True):
 
 
 UNSUPPORTED = {
-    kind: tuple(
-        name for name in kind.__struct_fields__ if name not in PoolingRequest.__struct_fields__
-    )
+    kind: own_fields(kind, PoolingRequest)
     for kind in (
         UnsupportedRerankParameters,
         UnsupportedScoreParameters,

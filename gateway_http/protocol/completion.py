@@ -7,7 +7,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from gateway_http.protocol.field_notes import Rejected, http_only, note, proto_field
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.response import FinishReason, PromptLogprobs, Usage
-from gateway_http.protocol.sampling import ForeignParameters, own_fields
+from gateway_http.protocol.sampling import ForeignParameters, GenerationRequest
+from gateway_http.protocol.struct_fields import own_fields
 
 # All elements have one of the three types. The type cannot express that.
 Prompts = Annotated[list[str | UInt32 | list[UInt32]], Meta(min_length=1)]
@@ -19,7 +20,7 @@ class UnsupportedParameters(ForeignParameters, kw_only=True):
     prompt_embeds: Rejected = None
 
 
-UNSUPPORTED = own_fields(UnsupportedParameters)
+UNSUPPORTED = own_fields(UnsupportedParameters, GenerationRequest)
 
 
 class CompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_only=True):

@@ -234,6 +234,12 @@ class DecisionRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     priority: Annotated[Int32 | None, proto_field("CreateDecisionRequest.priority")] = None
     cache_salt: Annotated[str | None, proto_field("CreateDecisionRequest.cache_salt")] = None
 
+    def drop_input(self) -> None:
+        """Free the input after it has been converted."""
+        self.input = ""
+        for question in self.questions:
+            question.instructions = ""
+
 
 # -- The response ----------------------------------------------------------------------------------
 

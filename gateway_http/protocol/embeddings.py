@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 from gateway_http.protocol.field_notes import Rejected, http_only, proto_field
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.pooling import PoolingRequest
+from gateway_http.protocol.struct_fields import own_fields
 
 # All elements have one of the three types. The type cannot express that.
 Inputs = Annotated[list[str | UInt32 | list[UInt32]], Meta(min_length=1)]
@@ -25,11 +26,7 @@ class UnsupportedEmbeddingParameters(PoolingRequest, kw_only=True):
     modality: Rejected = None
 
 
-UNSUPPORTED = tuple(
-    name
-    for name in UnsupportedEmbeddingParameters.__struct_fields__
-    if name not in PoolingRequest.__struct_fields__
-)
+UNSUPPORTED = own_fields(UnsupportedEmbeddingParameters, PoolingRequest)
 
 
 class EmbeddingsRequest(UnsupportedEmbeddingParameters, forbid_unknown_fields=True, kw_only=True):
@@ -64,6 +61,10 @@ class EmbeddingsRequest(UnsupportedEmbeddingParameters, forbid_unknown_fields=Tr
         str | None,
         proto_field("CreateEmbeddingsRequest.prompt_name", note="NIM's name of `prompt_name`."),
     ] = None
+
+    def drop_input(self) -> None:
+        """Free the input after it has been converted."""
+        self.input = ""
 
 
 class Embedding(Struct, kw_only=True):

@@ -15,10 +15,11 @@ from gateway_http.protocol.raw_json import RawObject
 from gateway_http.protocol.sampling import (
     ChatTemplateKwargs,
     ForeignParameters,
+    GenerationRequest,
     OutputLimit,
     ReasoningEffort,
-    own_fields,
 )
+from gateway_http.protocol.struct_fields import own_fields
 
 
 class Part(Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True):
@@ -253,7 +254,7 @@ class UnsupportedParameters(ForeignParameters, kw_only=True):
     mm_processor_kwargs: Rejected = None
 
 
-UNSUPPORTED = own_fields(UnsupportedParameters)
+UNSUPPORTED = own_fields(UnsupportedParameters, GenerationRequest)
 
 
 class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_only=True):

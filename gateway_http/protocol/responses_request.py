@@ -20,6 +20,7 @@ from gateway_http.protocol.sampling import (
     ReasoningEffort,
     TextFormat,
 )
+from gateway_http.protocol.struct_fields import own_fields
 
 _LEAST_TOKENS = LIMITS["SamplingParams.max_completion_tokens"].minimum
 
@@ -404,11 +405,7 @@ class UnsupportedResponseParameters(ResponsePrompt, kw_only=True):
 
 UNSUPPORTED = (
     "conversation",
-    *(
-        name
-        for name in UnsupportedResponseParameters.__struct_fields__
-        if name not in ResponsePrompt.__struct_fields__
-    ),
+    *own_fields(UnsupportedResponseParameters, ResponsePrompt),
 )
 
 

@@ -218,9 +218,3 @@ class ForeignParameters(GenerationRequest, kw_only=True):
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
-def own_fields(request: type[GenerationRequest]) -> tuple[str, ...]:
-    """Return the names of the fields that a kind of request adds to the common ones."""
-    shared = GenerationRequest.__struct_fields__
-    return tuple(name for name in request.__struct_fields__ if name not in shared)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 from msgspec import Struct
@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 from gateway_http.errors import from_rpc
 from gateway_http.http.bodies import Decoded
 from gateway_http.http.request_io import json_response
-from gateway_http.protocol.error import ApiError, converted_or_error
 from gateway_http.routes.completion_metrics import CompletionMetrics
+from gateway_http.routes.received import Received, ReceivedBody, decode_and_convert
 from gateway_http.routes.request_state import (
     bodies_of,
     call_metadata_of,
@@ -27,29 +27,7 @@ from gateway_http.routes.request_state import (
 )
 from gateway_http.upstream.rpcs import Rpc
 
-
-class ComputationBody(Protocol):
-    """The body of a request whose input is computed."""
-
-    @property
-    def model(self) -> str: ...
-
-
-_Body = TypeVar("_Body", bound=ComputationBody)
-
-
-class _Received(NamedTuple):
-    """A decoded body, and the message made from it.
-
-    Attributes:
-        body: The body, without what no response needs.
-        message: The request without the model, or the error of its conversion.
-        names: The client's names of parameters; see `param_of`.
-    """
-
-    body: Any
-    message: Any
-    names: Mapping[str, str]
+_Body = TypeVar("_Body", bound=ReceivedBody)
 
 
 def _same_size(_: Any, num_bytes: int) -> int:
@@ -67,7 +45,6 @@ class Computation(Generic[_Body]):
         decode: Decodes a body. Raises ApiError.
         message: Converts a body to the RPC's request, without the model. Raises ApiError.
         names: Returns the client's names of parameters; see `param_of`.
-        drop_input: Frees the input of a body after it has been converted.
         response: Converts the RPC's response, given the name of its model for clients.
         input_field: The field of the RPC's request that has most of the input.
         input_bytes: Takes the RPC's request and the size of the body. Returns the size of all that
@@ -78,7 +55,6 @@ class Computation(Generic[_Body]):
     decode: Callable[[bytes], _Body]
     message: Callable[[_Body], Any]
     names: Callable[[_Body], Mapping[str, str]]
-    drop_input: Callable[[_Body], None]
     response: Callable[[Any, str, _Body], Struct]
     input_field: str = "input"
     input_bytes: Callable[[Any, int], int] = _same_size
@@ -91,20 +67,14 @@ class Computation(Generic[_Body]):
             response = await run_while_connected(request, self._computed(request, decoded))
         await response(scope, receive, send)
 
-    def _receive(self, content: bytes) -> _Received:
-        """Decode and convert a body. Raises ApiError if it cannot be decoded."""
-        body = self.decode(content)
-        names = self.names(body)
-        message = converted_or_error(self.message, body)
-        self.drop_input(body)
-        return _Received(body, message, names)
+    def _receive(self, content: bytes) -> Received[_Body, Any]:
+        return decode_and_convert(content, self.decode, self.message, self.names)
 
-    async def _computed(self, request: Request, decoded: Decoded[_Received]) -> Response:
-        body, converted, names = decoded.value
+    async def _computed(self, request: Request, decoded: Decoded[Received[_Body, Any]]) -> Response:
+        body, names = decoded.value.body, decoded.value.names
         caller, record = caller_of(request), context_of(request).record
         record.model = body.model
-        if isinstance(converted, ApiError):
-            raise converted
+        converted = decoded.value.params_or_raise()
         router = router_of(request)
         caller.check_model(body.model, *router.names(body.model))
         num_bytes = self.input_bytes(converted, decoded.num_bytes)

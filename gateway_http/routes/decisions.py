@@ -8,12 +8,6 @@ from gateway_http.routes.computation import Computation
 from gateway_http.upstream.rpcs import CREATE_DECISION
 
 
-def _drop_input(body: DecisionRequest) -> None:
-    body.input = ""
-    for question in body.questions:
-        question.instructions = ""
-
-
 def _input_bytes(request: decision_service_pb2.CreateDecisionRequest, num_bytes: int) -> int:
     """Return the size of all prompts: each question's has the whole input."""
     num_repeated = max(0, len(request.questions) - 1)
@@ -25,7 +19,6 @@ create_decision = Computation(
     decode=decoder(DecisionRequest),
     message=decisions.decision_request,
     names=decisions.sent_names,
-    drop_input=_drop_input,
     response=decisions.decision_response,
     input_bytes=_input_bytes,
 )

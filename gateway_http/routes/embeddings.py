@@ -6,16 +6,10 @@ from gateway_http.protocol.embeddings import EmbeddingsRequest
 from gateway_http.routes.computation import Computation
 from gateway_http.upstream.rpcs import CREATE_EMBEDDINGS
 
-
-def _drop_input(body: EmbeddingsRequest) -> None:
-    body.input = ""
-
-
 create_embeddings = Computation(
     rpc=CREATE_EMBEDDINGS,
     decode=decoder(EmbeddingsRequest),
     message=embeddings.embeddings_request,
     names=embeddings.sent_names,
-    drop_input=_drop_input,
     response=embeddings.embeddings_response,
 )

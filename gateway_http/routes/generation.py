@@ -15,8 +15,9 @@ from gateway_http.errors import from_exception, from_rpc
 from gateway_http.http.bodies import Decoded
 from gateway_http.http.request_io import json_response
 from gateway_http.http.sse import EventStream
-from gateway_http.protocol.error import ApiError, converted_or_error
+from gateway_http.protocol.error import ApiError
 from gateway_http.routes.completion_metrics import CompletionMetrics
+from gateway_http.routes.received import Received, ReceivedBody, decode_and_convert
 from gateway_http.routes.request_state import (
     bodies_of,
     call_metadata_of,
@@ -37,11 +38,8 @@ _Chunk = TypeVar("_Chunk")
 _Chunk_contra = TypeVar("_Chunk_contra", contravariant=True)
 
 
-class GenerationBody(Protocol):
+class GenerationBody(ReceivedBody, Protocol):
     """The body of a request that generates."""
-
-    @property
-    def model(self) -> str: ...
 
     @property
     def stream(self) -> bool | None: ...
@@ -49,10 +47,6 @@ class GenerationBody(Protocol):
     @property
     def request_id(self) -> str | None:
         """The id of the request, if the body has one."""
-        ...
-
-    def drop_input(self) -> None:
-        """Free the model's input after it has been converted."""
         ...
 
 
@@ -68,23 +62,6 @@ class Events(Protocol[_Chunk_contra]):
     def finish(self) -> "list[Any]":
         """Return the events after the last chunk."""
         ...
-
-
-@dataclass(frozen=True)
-class Received(Generic[_Body, _Params]):
-    """A decoded body, and the parameters made from it.
-
-    Attributes:
-        body: The body, without the model's input.
-        params: The parameters of the RPC, without the model, or the error of their conversion.
-        names: The client's names of parameters; see `param_of`.
-        num_stored_bytes: The size of the stored conversation that the parameters contain, too.
-    """
-
-    body: _Body
-    params: _Params | ApiError
-    names: Mapping[str, str]
-    num_stored_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,16 +98,8 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
     record: Callable[[Request, _Body, Any], Awaitable[None]] | None = None
 
     def receive(self, content: bytes) -> Received[_Body, _Params]:
-        """Decode and convert a body. Raises ApiError if it cannot be decoded.
-
-        Both happen in one step. Otherwise large bodies would wait between the steps, and use the
-        memory of both forms.
-        """
-        body = self.decode(content)
-        names = self.names(body)
-        params = converted_or_error(self.params, body)
-        body.drop_input()
-        return Received(body, params, names)
+        """Decode and convert a body. Raises ApiError if it cannot be decoded."""
+        return decode_and_convert(content, self.decode, self.params, self.names)
 
 
 class Generation(Generic[_Body, _Params, _Whole, _Chunk]):
@@ -154,20 +123,13 @@ class Generation(Generic[_Body, _Params, _Whole, _Chunk]):
             if body.request_id is not None:
                 context.suggest_id(body.request_id)
             context.record.model, context.record.is_streamed = body.model, bool(body.stream)
-            params = _given(received.params)
+            params = received.params_or_raise()
             caller.check_model(body.model, *router_of(request).names(body.model))
             if self._operation.complete is not None:
                 received = await self._operation.complete(request, decoded)
-                params = _given(received.params)
+                params = received.params_or_raise()
             completion = _Completion(self._operation, request, body, params, received.names, send)
             await completion.run(decoded.num_bytes + received.num_stored_bytes)
-
-
-def _given(params: _Params | ApiError) -> _Params:
-    """Return the parameters, or raise the error of their conversion."""
-    if isinstance(params, ApiError):
-        raise params
-    return params
 
 
 class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):

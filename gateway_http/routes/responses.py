@@ -22,7 +22,8 @@ from gateway_http.protocol.responses_request import (
     decode_input_tokens_request,
     decode_request,
 )
-from gateway_http.routes.generation import Generation, Operation, Received
+from gateway_http.routes.generation import Generation, Operation
+from gateway_http.routes.received import Received
 from gateway_http.routes.request_state import bodies_of, caller_of, run_while_connected
 from gateway_http.routes.response_storage import (
     NO_STORE,

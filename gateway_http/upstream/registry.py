@@ -55,13 +55,13 @@ _Name = Annotated[
 ]
 
 
-def _checked_target(target: str | None) -> str | None:
+def _checked_target(target: str) -> str:
     """Return `target`, checked: on an invalid target, gRPC fails every call with UNKNOWN.
 
     Raises:
         ValueError: The target has an address that gRPC cannot parse.
     """
-    scheme, _, addresses = (target or "").partition(":")
+    scheme, _, addresses = target.partition(":")
     if scheme in {"ipv4", "ipv6"}:
         for address in addresses.split(","):
             host, _, port = address.strip("/").rpartition(":")
@@ -97,11 +97,12 @@ class _Model(BaseModel):
 
     name: _Name
     aliases: tuple[_Name, ...] = ()
-    target: Annotated[
-        str | None,
-        Field(pattern=r"^[\x21-\x7e]+$", max_length=4096),
-        AfterValidator(_checked_target),
-    ] = None
+    target: (
+        Annotated[
+            str, Field(pattern=r"^[\x21-\x7e]+$", max_length=4096), AfterValidator(_checked_target)
+        ]
+        | None
+    ) = None
     model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     arguments: Annotated[tuple[str, ...], Field(max_length=100)] = ()
     port: Annotated[int, Field(ge=1, le=65535)] | None = None

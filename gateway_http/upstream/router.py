@@ -225,9 +225,7 @@ class Router:
                 target = "" if isinstance(entry, HostedModel) else entry.connection.target
                 _log.debug("upstream_call_finished", model=entry.label, target=target, code=outcome)
 
-    def _use(
-        self, entry: Entry, name: str
-    ) -> AbstractContextManager[Upstream] | nullcontext[HostedUpstream]:
+    def _use(self, entry: Entry, name: str) -> AbstractContextManager[Upstream | HostedUpstream]:
         """Return a context that provides the upstream of an entry. The context counts as a call.
 
         Raises:

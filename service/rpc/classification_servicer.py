@@ -9,7 +9,7 @@ from service.rpc.decode.classification import (
     rerank_request,
     score_request,
 )
-from service.rpc.decode.embeddings import check_fits
+from service.rpc.decode.limits import check_num_results
 from service.rpc.encode.classification import classify_response, rerank_response, score_response
 from service.rpc.pooling_calls import PoolingCalls
 
@@ -28,7 +28,7 @@ class ClassificationServicer(classification_service_pb2_grpc.ClassificationServi
         ) as (call, backend):
             decoded = await call.decode(classification_request, request)
             num_inputs, labels = len(decoded.inputs), backend.labels
-            check_fits(num_inputs, len(labels), decoded.inputs_field, "inputs", "labels")
+            check_num_results(num_inputs, len(labels), decoded.inputs_field, "inputs", "labels")
             found = await backend.classify(decoded, call.context)
             return await call.encode(
                 num_inputs * len(labels), classify_response, found, labels, call.model.card

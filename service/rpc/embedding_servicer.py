@@ -2,7 +2,8 @@
 
 from chatrpc.v1 import embedding_service_pb2, embedding_service_pb2_grpc
 from service.rpc.calls.context import Context
-from service.rpc.decode.embeddings import check_fits, embedding_request
+from service.rpc.decode.embeddings import embedding_request
+from service.rpc.decode.limits import check_num_results
 from service.rpc.encode.embeddings import embeddings_response
 from service.rpc.pooling_calls import PoolingCalls
 
@@ -21,9 +22,9 @@ class EmbeddingServicer(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         ) as (call, backend):
             decoded = await call.decode(embedding_request, request, backend.unsupported_fields)
             if decoded.dimensions is None and backend.num_dimensions is not None:
-                check_fits(len(decoded.inputs), backend.num_dimensions, decoded.inputs_field)
+                check_num_results(len(decoded.inputs), backend.num_dimensions, decoded.inputs_field)
             embeddings = await backend.embed(decoded, call.context)
             num_dimensions = max(map(len, embeddings.vectors))
-            check_fits(len(embeddings.vectors), num_dimensions, decoded.inputs_field)
+            check_num_results(len(embeddings.vectors), num_dimensions, decoded.inputs_field)
             num_numbers = len(embeddings.vectors) * num_dimensions
             return await call.encode(num_numbers, embeddings_response, embeddings, call.model.card)

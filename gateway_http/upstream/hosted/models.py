@@ -22,7 +22,7 @@ from gateway_http.upstream.client import CallOptions, Upstream
 from gateway_http.upstream.connection import Connection
 from gateway_http.upstream.hosted.memory import estimated_bytes
 from gateway_http.upstream.hosted.process import Launch, ModelProcess
-from gateway_http.upstream.hosted.schedule import Decision, Snapshot, State, decide
+from gateway_http.upstream.hosted.schedule import Changes, Snapshot, State, decide
 from gateway_http.upstream.registry import HostedModel
 from gateway_http.upstream.rpcs import GET_MODEL, Request, Response, Rpc
 
@@ -60,7 +60,7 @@ class HostingOptions:
     stop_timeout_s: float = 10.0
 
 
-class ModelStatus(NamedTuple):
+class LoadStatus(NamedTuple):
     """The state of a hosted model for clients.
 
     Attributes:
@@ -118,6 +118,12 @@ class _Slot:
         self.description: model_service_pb2.Model | None = None
         self.is_removed = False
 
+    def take_waiting(self) -> "list[asyncio.Future[_Run]]":
+        """Remove the requests that wait. Return those that have no result yet."""
+        waiting = [future for future in self.waiting if not future.done()]
+        self.waiting.clear()
+        return waiting
+
     def measure(self) -> None:
         """Replace the estimate of its memory with its resident memory, unless it is configured."""
         if self.model.memory_bytes is None and self.process is not None:
@@ -166,12 +172,12 @@ class HostedModels:
             slot.is_removed = model not in wanted
         self._act()
 
-    def status(self, model: HostedModel) -> ModelStatus:
+    def status(self, model: HostedModel) -> LoadStatus:
         """Return the state of a model."""
         slot = self._slots.get(model)
         if slot is None:
-            return ModelStatus(State.UNLOADED)
-        return ModelStatus(slot.state, slot.failure, self._loop.time() - slot.changed_s)
+            return LoadStatus(State.UNLOADED)
+        return LoadStatus(slot.state, slot.failure, self._loop.time() - slot.changed_s)
 
     def upstream(self, model: HostedModel) -> "HostedUpstream":
         """Return an upstream whose calls load the model if needed."""
@@ -219,7 +225,8 @@ class HostedModels:
         if self._timer is not None:
             self._timer.cancel()
         for slot in self._slots.values():
-            self._fail_waiting(slot, "The gateway is shutting down.")
+            for future in slot.take_waiting():
+                future.set_exception(ServiceUnavailable("The gateway is shutting down."))
             slot.stop.set()
         tasks = [slot.task for slot in self._slots.values() if slot.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -280,21 +287,21 @@ class HostedModels:
                 del self._slots[model]
         slots = {slot.key: slot for slot in self._slots.values()}
         snapshots = [self._snapshot(slot) for slot in slots.values()]
-        decision = decide(snapshots, self._options.budget_bytes, now_s)
-        self._draining = decision.drain
-        self._change(slots, decision)
+        changes = decide(snapshots, self._options.budget_bytes, now_s)
+        self._draining = changes.drain
+        self._change(slots, changes)
         for slot in slots.values():
             if slot.run is not None and slot.key not in self._draining:
                 self._grant(slot, slot.run)
         self._set_timer()
 
-    def _change(self, slots: "dict[str, _Slot]", decision: Decision) -> None:
-        for name in decision.unload:
+    def _change(self, slots: "dict[str, _Slot]", changes: Changes) -> None:
+        for name in changes.unload:
             slot = slots[name]
             self._set_state(slot, State.UNLOADING)
             slot.run = None
             slot.stop.set()
-        for name in decision.load:
+        for name in changes.load:
             slot = slots[name]
             self._set_state(slot, State.LOADING)
             slot.stop.clear()
@@ -337,17 +344,9 @@ class HostedModels:
 
     def _grant(self, slot: _Slot, run: _Run) -> None:
         """Give the process to all requests that wait for it."""
-        for future in slot.waiting:
-            if not future.done():
-                run.begin()
-                future.set_result(run)
-        slot.waiting.clear()
-
-    def _fail_waiting(self, slot: _Slot, message: str) -> None:
-        for future in slot.waiting:
-            if not future.done():
-                future.set_exception(ServiceUnavailable(message))
-        slot.waiting.clear()
+        for future in slot.take_waiting():
+            run.begin()
+            future.set_result(run)
 
     async def _serve(self, slot: _Slot) -> None:
         """Run one process of a model: from its start to its end."""
@@ -460,10 +459,8 @@ class HostedModels:
         backoff_s = min(_FIRST_BACKOFF_S * 2**slot.num_failures, _LONGEST_BACKOFF_S)
         slot.num_failures += 1
         slot.retry_s = self._loop.time() + backoff_s
-        for future in slot.waiting:
-            if not future.done():
-                future.set_exception(_load_failed(slot, backoff_s))
-        slot.waiting.clear()
+        for future in slot.take_waiting():
+            future.set_exception(_load_failed(slot, backoff_s))
 
     def _retire(self, run: _Run) -> None:
         """Close the channel to a process after the last request on it has ended."""

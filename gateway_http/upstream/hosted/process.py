@@ -10,7 +10,7 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +148,7 @@ class ServiceProcess:
             sys.stderr.write(text)
 
 
-def exit_reason(code: int, lines: "deque[str] | list[str]") -> str:
+def exit_reason(code: int, lines: Sequence[str]) -> str:
     """Return why a service has ended, as a sentence.
 
     Args:

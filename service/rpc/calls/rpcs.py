@@ -4,7 +4,7 @@ Authorization, telemetry and the reading of messages use it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -71,14 +71,9 @@ class Rpc:
 def _generation(file: ModuleType, method: str, operation: str) -> Rpc:
     """Return the row of an RPC that generates, whose request has the field `params`."""
     rpc = _rpc(file, method, lambda request: request.params.model)
-    return Rpc(
-        service=rpc.service,
-        method=method,
-        request_type=rpc.request_type,
-        is_streamed=rpc.is_streamed,
+    return replace(
+        rpc,
         operation=operation,
-        is_limited=True,
-        model_of=rpc.model_of,
         params_of=lambda request: request.params,
         output_of=(
             (lambda response: response.chunk)
@@ -90,13 +85,8 @@ def _generation(file: ModuleType, method: str, operation: str) -> Rpc:
 
 def _pooling(file: ModuleType, method: str, operation: str, input_field: str) -> Rpc:
     """Return the row of an RPC whose input is computed and that generates nothing."""
-    return _rpc(
-        file,
-        method,
-        lambda request: request.model,
-        operation=operation,
-        input_field=input_field,
-    )
+    rpc = _rpc(file, method, lambda request: request.model)
+    return replace(rpc, operation=operation, input_field=input_field)
 
 
 def _rpc(
@@ -105,11 +95,8 @@ def _rpc(
     model_of: Callable[[Any], str],
     *,
     is_limited: bool = True,
-    operation: str = "",
-    input_field: str = "",
-    input_bytes: Callable[[Any, int], int] = lambda _, num_bytes: num_bytes,
 ) -> Rpc:
-    """Return the row of an RPC that does not generate.
+    """Return the row of an RPC that computes nothing with a model.
 
     Raises:
         KeyError: The service of the file has no such method.
@@ -121,17 +108,15 @@ def _rpc(
         method=method,
         request_type=getattr(file, descriptor.input_type.name),
         is_streamed=descriptor.server_streaming,
-        operation=operation,
+        operation="",
         is_limited=is_limited,
         model_of=model_of,
         params_of=lambda _: None,
         output_of=lambda _: None,
-        input_field=input_field,
-        input_bytes=input_bytes,
     )
 
 
-def decision_bytes(request: Any, num_bytes: int) -> int:
+def _decision_bytes(request: Any, num_bytes: int) -> int:
     """Return the size of all prompts of a request for decisions: each has the whole conversation.
 
     Args:
@@ -152,13 +137,9 @@ RPCS = (
     _pooling(classification_service_pb2, "Classify", "classify", "input"),
     _pooling(classification_service_pb2, "Score", "score", "pairs"),
     _pooling(classification_service_pb2, "Rerank", "rerank", "documents"),
-    _rpc(
-        decision_service_pb2,
-        "CreateDecision",
-        lambda request: request.model,
-        operation="decision",
-        input_field="messages",
-        input_bytes=decision_bytes,
+    replace(
+        _pooling(decision_service_pb2, "CreateDecision", "decision", "messages"),
+        input_bytes=_decision_bytes,
     ),
     _rpc(model_service_pb2, "ListModels", lambda _: "", is_limited=False),
     _rpc(model_service_pb2, "GetModel", lambda request: request.id, is_limited=False),

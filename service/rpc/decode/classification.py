@@ -18,14 +18,13 @@ from service.rpc.decode.inputs import (
     TEXTS_FIELD,
     TOKENS_FIELD,
     activation,
-    check_range,
-    check_size,
     pairs,
     text_list,
     texts,
     token_ids,
     truncation,
 )
+from service.rpc.decode.limits import check_range, check_size
 
 _PairRequest = classification_service_pb2.ScoreRequest | classification_service_pb2.RerankRequest
 
@@ -50,7 +49,7 @@ def classification_request(
         inputs,
         field,
         activation(request.activation),
-        truncation(request.truncation) if request.HasField("truncation") else None,
+        truncation(request),
         not request.HasField("add_special_tokens") or request.add_special_tokens,
     )
 
@@ -85,8 +84,8 @@ def rerank_request(
         check_range(request.top_n, "RerankRequest.top_n", "top_n")
     most: int | None = None
     if request.HasField("max_tokens_per_document"):
-        most, name = request.max_tokens_per_document, "max_tokens_per_document"
-        check_range(most, f"RerankRequest.{name}", name)
+        most = request.max_tokens_per_document
+        check_range(most, "RerankRequest.max_tokens_per_document", "max_tokens_per_document")
     chosen, shortened = _options(request, has_activation=has_activation)
     found = tuple(TextPair(request.query, document) for document in documents)
     return ScoreRequest(found, "documents", chosen, shortened, most)
@@ -100,4 +99,4 @@ def _options(
         raise UnsupportedField("activation", "is not supported by this model.")
     if chosen is Activation.SOFTMAX:
         raise InvalidField("activation", "The softmax of one score is always 1.")
-    return chosen, truncation(request.truncation) if request.HasField("truncation") else None
+    return chosen, truncation(request)

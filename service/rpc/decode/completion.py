@@ -11,6 +11,7 @@ from service.domain.backend import ModelSpec
 from service.domain.completion import CompletionRequest
 from service.domain.sampling import SamplingParams
 from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedField
+from service.rpc.decode.limits import check_range
 from service.rpc.decode.options import cache_salt, check_alternatives
 from service.rpc.decode.sampling import check_token_ids, num_choices, sampling_params
 from service.rpc.decode.tools import decoded_format
@@ -154,7 +155,6 @@ def _num_logprobs(
 def _truncation(params: completion_pb2.CompletionParams) -> int | None:
     if not params.HasField("truncate_prompt_tokens"):
         return None
-    limits = LIMITS["CompletionParams.truncate_prompt_tokens"]
-    if not limits.allow(params.truncate_prompt_tokens):
-        raise InvalidField("truncate_prompt_tokens", f"must be {limits.range}.")
-    return params.truncate_prompt_tokens
+    name, number = "truncate_prompt_tokens", params.truncate_prompt_tokens
+    check_range(number, f"CompletionParams.{name}", name)
+    return number

@@ -4,21 +4,16 @@ The field of an error is a path in `CreateEmbeddingsRequest`, such as `text_inpu
 """
 
 from chatrpc.v1 import embedding_service_pb2
-from chatrpc.v1.limits import LIMITS
 from service.domain.embeddings import EmbeddingRequest
-from service.errors import InvalidField, MissingField, UnsupportedField
+from service.errors import MissingField, UnsupportedField
 from service.rpc.decode.inputs import (
     TEXTS_FIELD,
     TOKENS_FIELD,
-    check_size,
     texts,
     token_ids,
     truncation,
 )
-
-# The numbers of all results of a response, as floats of 32 bits, must fit into one message of
-# 32 MiB.
-MAX_NUMBERS = 8_000_000
+from service.rpc.decode.limits import check_num_results, check_range, check_size
 
 
 def embedding_request(
@@ -52,30 +47,10 @@ def embedding_request(
         request.user,
         field,
         request.prompt_name if request.HasField("prompt_name") else None,
-        truncation(request.truncation) if request.HasField("truncation") else None,
+        truncation(request),
         request.normalize if request.HasField("normalize") else None,
         not request.HasField("add_special_tokens") or request.add_special_tokens,
     )
-
-
-def check_fits(
-    num_inputs: int,
-    num_dimensions: int,
-    field: str,
-    results: str = "embeddings",
-    numbers: str = "dimensions",
-) -> None:
-    """Check that the results of a request fit into one message.
-
-    Raises:
-        InvalidField: They do not fit. The error names `field`.
-    """
-    if num_inputs * num_dimensions > MAX_NUMBERS:
-        raise InvalidField(
-            field,
-            f"At most {MAX_NUMBERS} numbers are returned at once, and {num_inputs} {results} of "
-            f"{num_dimensions} {numbers} have more. Send fewer inputs.",
-        )
 
 
 def _dimensions(
@@ -83,8 +58,6 @@ def _dimensions(
 ) -> int | None:
     if not request.HasField("dimensions"):
         return None
-    limits = LIMITS["CreateEmbeddingsRequest.dimensions"]
-    if not limits.allow(request.dimensions):
-        raise InvalidField("dimensions", f"must be {limits.range}.")
-    check_fits(num_inputs, request.dimensions, "dimensions")
+    check_range(request.dimensions, "CreateEmbeddingsRequest.dimensions", "dimensions")
+    check_num_results(num_inputs, request.dimensions, "dimensions")
     return request.dimensions

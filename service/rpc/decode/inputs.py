@@ -10,6 +10,7 @@ from chatrpc.v1 import classification_service_pb2, embedding_service_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.pooling import Activation, TextPair, Truncation
 from service.errors import InvalidField
+from service.rpc.decode.limits import check_range
 
 TEXTS_FIELD = "text_inputs.texts"
 TOKENS_FIELD = "token_inputs.token_ids"
@@ -59,8 +60,16 @@ def pairs(
     return tuple(TextPair(pair.query, pair.document) for pair in given)
 
 
-def truncation(given: embedding_service_pb2.Truncation) -> Truncation:
-    """Return the truncation of a request that has one."""
+def truncation(
+    request: embedding_service_pb2.CreateEmbeddingsRequest
+    | classification_service_pb2.ClassifyRequest
+    | classification_service_pb2.ScoreRequest
+    | classification_service_pb2.RerankRequest,
+) -> Truncation | None:
+    """Return the truncation of a request; None if it has none."""
+    if not request.HasField("truncation"):
+        return None
+    given = request.truncation
     if given.side not in _SIDES:
         raise InvalidField("truncation.side", f"The side {given.side} is unknown.")
     max_tokens = given.max_tokens if given.HasField("max_tokens") else None
@@ -74,20 +83,6 @@ def activation(number: int) -> Activation:
     if number not in _ACTIVATIONS:
         raise InvalidField("activation", f"The activation {number} is unknown.")
     return _ACTIVATIONS[number]
-
-
-def check_size(text: str, name: str, field: str) -> None:
-    """Check that a text has at most the characters that `name` may have."""
-    max_size = LIMITS[name].max_size
-    if len(text) > max_size:
-        raise InvalidField(field, f"has at most {max_size} characters.")
-
-
-def check_range(number: int, name: str, field: str) -> None:
-    """Check that a number is within the limits of `name`."""
-    limits = LIMITS[name]
-    if not limits.allow(number):
-        raise InvalidField(field, f"must be {limits.range}.")
 
 
 def _check_number(inputs: Sized, name: str, field: str) -> None:

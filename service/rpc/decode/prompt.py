@@ -8,6 +8,7 @@ from chatrpc.v1 import chat_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.chat import PromptOptions
 from service.errors import InvalidField
+from service.rpc.decode.limits import check_range
 
 MAX_TEMPLATE_KWARGS_DEPTH = 32  # nested arrays and objects
 
@@ -27,9 +28,9 @@ def prompt_options(
             "prompt.continue_final_message",
             "cannot be used with add_generation_prompt.",
         )
-    limits = LIMITS["PromptOptions.truncate_prompt_tokens"]
-    if proto.HasField("truncate_prompt_tokens") and not limits.allow(proto.truncate_prompt_tokens):
-        raise InvalidField("prompt.truncate_prompt_tokens", f"must be {limits.range}.")
+    if proto.HasField("truncate_prompt_tokens"):
+        name = "truncate_prompt_tokens"
+        check_range(proto.truncate_prompt_tokens, f"PromptOptions.{name}", f"prompt.{name}")
     kwargs: dict[str, Any] = {}
     effort_name = ""
     if effort != chat_pb2.REASONING_EFFORT_UNSPECIFIED:

@@ -12,6 +12,7 @@ from chatrpc.v1 import chat_pb2, completion_pb2
 from chatrpc.v1.limits import LIMITS, Limits
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField, UnsupportedField
+from service.rpc.decode.limits import check_size
 from service.rpc.decode.sampling import NAMES
 
 
@@ -102,9 +103,7 @@ def check_identifier(name: str, value: str) -> None:
     Raises:
         InvalidField: It is too long.
     """
-    max_size = LIMITS[f"ChatCompletionParams.{name}"].max_size
-    if len(value) > max_size:
-        raise InvalidField(name, f"has at most {max_size} characters.")
+    check_size(value, f"ChatCompletionParams.{name}", name)
 
 
 def _check_metadata(params: chat_pb2.ChatCompletionParams) -> None:

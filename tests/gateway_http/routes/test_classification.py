@@ -9,9 +9,8 @@ import httpx
 import pytest
 
 from chatrpc.v1 import classification_service_pb2, embedding_service_pb2
-from chatrpc_process.access.secret import digest_of
 from tests.fakes.chat_service import MODEL, Fail, FakeService
-from tests.support.api_keys import SECRET
+from tests.support.api_keys import SECRET, key
 from tests.support.gateway import metric, serving
 
 DOCUMENTS = ["a", {"text": "ccc", "title": "ignored"}, "bb"]
@@ -288,9 +287,7 @@ async def test_query_costs_as_often_as_it_is_read(
     service: FakeService, tmp_path: Path, path: str, body: dict[str, Any], param: str
 ) -> None:
     keys = tmp_path / "keys.toml"
-    keys.write_text(
-        f'[[key]]\nname = "me"\nsha256 = "{digest_of(SECRET)}"\ntokens_per_minute = 10000\n'
-    )
+    keys.write_text(key(SECRET, "tokens_per_minute = 10000"))
     headers = {"authorization": f"Bearer {SECRET}"}
     async with (
         serving(upstream=service.target, api_keys=keys) as url,

@@ -14,11 +14,10 @@ from openai.types import Decision, decision_create_params
 from pydantic import TypeAdapter
 
 from chatrpc.v1 import chat_pb2, decision_service_pb2
-from chatrpc_process.access.secret import digest_of
 from gateway_http.convert import decisions as convert
 from gateway_http.protocol import decisions
 from tests.fakes.chat_service import MODEL, PROMPT_TOKENS, Fail, FakeService
-from tests.support.api_keys import SECRET
+from tests.support.api_keys import SECRET, key
 from tests.support.gateway import metric, serving
 
 PREDICATE: dict[str, Any] = {"type": "predicate", "instructions": "It rains."}
@@ -349,9 +348,7 @@ async def test_key_is_charged_for_the_input_of_each_question(
     service: FakeService, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys.toml"
-    keys.write_text(
-        f'[[key]]\nname = "me"\nsha256 = "{digest_of(SECRET)}"\ntokens_per_minute = 10000\n'
-    )
+    keys.write_text(key(SECRET, "tokens_per_minute = 10000"))
     headers = {"authorization": f"Bearer {SECRET}"}
     async with (
         serving(upstream=service.target, api_keys=keys) as url,

@@ -27,7 +27,7 @@ from service.domain.pooling import (
 )
 from service.errors import StepFailed
 from service.generation.local_backend import locally_served
-from service.rpc.decode.embeddings import MAX_NUMBERS
+from service.rpc.decode.limits import MAX_NUMBERS
 from tests.fakes.classifier import FakeClassifier
 from tests.fakes.wait import until
 from tests.support.api_keys import SECRET

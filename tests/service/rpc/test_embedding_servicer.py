@@ -15,7 +15,7 @@ from service.domain.backend import ServedModel
 from service.errors import ChatrpcError, InvalidField, QueueFull, StepFailed
 from service.generation.local_backend import locally_served
 from service.metrics import Metrics
-from service.rpc.decode.embeddings import MAX_NUMBERS
+from service.rpc.decode.limits import MAX_NUMBERS
 from tests.fakes.embeddings import FakeEmbeddings, vector_of
 from tests.fakes.wait import until
 from tests.support.api_keys import SECRET
