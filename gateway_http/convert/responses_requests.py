@@ -6,10 +6,10 @@ from chatrpc.v1 import chat_pb2, model_service_pb2
 from gateway_http.convert import response_tools, responses_input
 from gateway_http.convert.json_text import json_text
 from gateway_http.convert.requests import EFFORTS, TOOL_MODES, VERBOSITIES
-from gateway_http.convert.sampling import json_schema_format, stop_strings
+from gateway_http.convert.sampling import check_stream_options, json_schema_format, stop_strings
 from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import responses_request as openai
-from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from gateway_http.protocol.error import UnsupportedParameter
 from gateway_http.protocol.sampling import JsonObjectFormat
 
 # The client's names of parameters, by those in chat completions; see
@@ -41,7 +41,7 @@ def params(
     reject_given(request, openai.UNSUPPORTED)
     if request.background:
         raise UnsupportedParameter("background")
-    _check_stream_options(request)
+    check_stream_options(request)
     text = request.text or openai.TextOptions()
     return chat_pb2.ChatCompletionParams(
         messages=responses_input.chat_messages(request, previous),
@@ -109,15 +109,6 @@ def sent_names(
 def has_logprobs(request: openai.ResponsesRequest) -> bool:
     """Return whether a request asks for log probabilities."""
     return bool(request.top_logprobs) or "message.output_text.logprobs" in (request.include or ())
-
-
-def _check_stream_options(request: openai.ResponsesRequest) -> None:
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest(
-            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-            "stream_options",
-            "invalid_value",
-        )
 
 
 def _tool_choice(choice: openai.ResponseToolChoice | None) -> chat_pb2.ToolChoice | None:

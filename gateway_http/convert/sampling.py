@@ -10,7 +10,7 @@ from gateway_http.convert.json_text import raw_text
 from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import sampling as openai
 from gateway_http.protocol.error import InvalidRequest
-from gateway_http.protocol.responses_request import ResponseJsonSchemaFormat
+from gateway_http.protocol.responses_request import ResponseJsonSchemaFormat, ResponsesRequest
 
 # Alternatives to unsupported parameters, for the error message.
 _HINTS = {
@@ -53,6 +53,11 @@ def check_supported(request: openai.GenerationRequest, unsupported: Iterable[str
         InvalidRequest: The request has one of them.
     """
     reject_given(request, unsupported, _HINTS)
+    check_stream_options(request)
+
+
+def check_stream_options(request: openai.GenerationRequest | ResponsesRequest) -> None:
+    """Raise InvalidRequest if a request has stream options without a stream."""
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
