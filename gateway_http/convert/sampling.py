@@ -124,13 +124,15 @@ def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseForma
 
 def _given_formats(request: openai.GenerationRequest) -> list[str]:
     """Return the names of the fields of a request that give a response format."""
-    forms = [
-        name
-        for name in ("response_format", "structured_outputs")
-        if getattr(request, name) is not None
-    ]
-    forms += [name for name in ("regex", "ebnf", "grammar") if getattr(request, name)]
-    return forms + ["json_schema"] * (raw_text(request.json_schema) not in ("", '""'))
+    is_given = {
+        "response_format": request.response_format is not None,
+        "structured_outputs": request.structured_outputs is not None,
+        "regex": bool(request.regex),
+        "ebnf": bool(request.ebnf),
+        "grammar": bool(request.grammar),
+        "json_schema": raw_text(request.json_schema) not in ("", '""'),
+    }
+    return [name for name, is_one in is_given.items() if is_one]
 
 
 def json_schema_format(
