@@ -43,6 +43,7 @@ def params(
         raise UnsupportedParameter("background")
     check_stream_options(request)
     text = request.text or openai.TextOptions()
+    has_logprobs = _has_logprobs(request)
     return chat_pb2.ChatCompletionParams(
         messages=responses_input.chat_messages(request, previous),
         sampling=chat_pb2.SamplingParams(
@@ -61,8 +62,8 @@ def params(
         tool_choice=_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=_response_format(text),
-        logprobs=True if has_logprobs(request) else None,
-        top_logprobs=request.top_logprobs if has_logprobs(request) else None,
+        logprobs=has_logprobs or None,
+        top_logprobs=request.top_logprobs if has_logprobs else None,
         prompt=_prompt_options(request),
         reasoning_effort=_effort(request),
         priority=request.priority,
@@ -106,7 +107,7 @@ def sent_names(
     return messages | response_tools.sent_names(request) | _NAMES
 
 
-def has_logprobs(request: openai.ResponsesRequest) -> bool:
+def _has_logprobs(request: openai.ResponsesRequest) -> bool:
     """Return whether a request asks for log probabilities."""
     return bool(request.top_logprobs) or "message.output_text.logprobs" in (request.include or ())
 
