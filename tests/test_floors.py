@@ -113,7 +113,11 @@ ALLOWED: dict[str, set[str]] = {
         "service.streams",
         "service.text.hf_tokenizer",
     },
-    "service.engine.native": {"service.engine.gguf_blocks", "service.engine.grouped_weight"},
+    "service.engine.native": {
+        "service.engine.gguf_blocks",
+        "service.engine.grouped_weight",
+        "service.engine.weight",
+    },
     "service.rpc": {
         "chatrpc",
         "chatrpc_process.fairness",

@@ -6,10 +6,10 @@ from chatrpc.v1 import chat_pb2, model_service_pb2
 from gateway_http.convert import response_tools, responses_input
 from gateway_http.convert.json_text import json_text
 from gateway_http.convert.requests import EFFORTS, TOOL_MODES, VERBOSITIES
-from gateway_http.convert.sampling import json_schema_format, stop_strings
+from gateway_http.convert.sampling import check_stream_options, json_schema_format, stop_strings
 from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import responses_request as openai
-from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from gateway_http.protocol.error import UnsupportedParameter
 from gateway_http.protocol.sampling import JsonObjectFormat
 
 # The client's names of parameters, by those in chat completions; see
@@ -41,8 +41,9 @@ def params(
     reject_given(request, openai.UNSUPPORTED)
     if request.background:
         raise UnsupportedParameter("background")
-    _check_stream_options(request)
+    check_stream_options(request)
     text = request.text or openai.TextOptions()
+    has_logprobs = _has_logprobs(request)
     return chat_pb2.ChatCompletionParams(
         messages=responses_input.chat_messages(request, previous),
         sampling=chat_pb2.SamplingParams(
@@ -61,8 +62,8 @@ def params(
         tool_choice=_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=_response_format(text),
-        logprobs=True if has_logprobs(request) else None,
-        top_logprobs=request.top_logprobs if has_logprobs(request) else None,
+        logprobs=has_logprobs or None,
+        top_logprobs=request.top_logprobs if has_logprobs else None,
         prompt=_prompt_options(request),
         reasoning_effort=_effort(request),
         priority=request.priority,
@@ -106,18 +107,9 @@ def sent_names(
     return messages | response_tools.sent_names(request) | _NAMES
 
 
-def has_logprobs(request: openai.ResponsesRequest) -> bool:
+def _has_logprobs(request: openai.ResponsesRequest) -> bool:
     """Return whether a request asks for log probabilities."""
     return bool(request.top_logprobs) or "message.output_text.logprobs" in (request.include or ())
-
-
-def _check_stream_options(request: openai.ResponsesRequest) -> None:
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest(
-            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-            "stream_options",
-            "invalid_value",
-        )
 
 
 def _tool_choice(choice: openai.ResponseToolChoice | None) -> chat_pb2.ToolChoice | None:

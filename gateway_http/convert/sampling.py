@@ -10,7 +10,7 @@ from gateway_http.convert.json_text import raw_text
 from gateway_http.convert.unsupported import reject_given
 from gateway_http.protocol import sampling as openai
 from gateway_http.protocol.error import InvalidRequest
-from gateway_http.protocol.responses_request import ResponseJsonSchemaFormat
+from gateway_http.protocol.responses_request import ResponseJsonSchemaFormat, ResponsesRequest
 
 # Alternatives to unsupported parameters, for the error message.
 _HINTS = {
@@ -53,6 +53,11 @@ def check_supported(request: openai.GenerationRequest, unsupported: Iterable[str
         InvalidRequest: The request has one of them.
     """
     reject_given(request, unsupported, _HINTS)
+    check_stream_options(request)
+
+
+def check_stream_options(request: openai.GenerationRequest | ResponsesRequest) -> None:
+    """Raise InvalidRequest if a request has stream options without a stream."""
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
@@ -119,13 +124,15 @@ def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseForma
 
 def _given_formats(request: openai.GenerationRequest) -> list[str]:
     """Return the names of the fields of a request that give a response format."""
-    forms = [
-        name
-        for name in ("response_format", "structured_outputs")
-        if getattr(request, name) is not None
-    ]
-    forms += [name for name in ("regex", "ebnf", "grammar") if getattr(request, name)]
-    return forms + ["json_schema"] * (raw_text(request.json_schema) not in ("", '""'))
+    is_given = {
+        "response_format": request.response_format is not None,
+        "structured_outputs": request.structured_outputs is not None,
+        "regex": bool(request.regex),
+        "ebnf": bool(request.ebnf),
+        "grammar": bool(request.grammar),
+        "json_schema": raw_text(request.json_schema) not in ("", '""'),
+    }
+    return [name for name, is_one in is_given.items() if is_one]
 
 
 def json_schema_format(

@@ -47,8 +47,12 @@ class BlockWeight:
         return torch.Size((sum(map(len, self.parts)), num_blocks * layout.num_values))
 
     def rows(self, start: int, stop: int) -> Self:
-        """Return the weight of the output channels from `start` up to `stop`."""
-        return type(self)(self.kind, (self.blocks[start:stop],))
+        """Return the weight of the output channels from `start` up to `stop`. It shares memory."""
+        parts, first = [], 0
+        for part in self.parts:
+            parts.append(part[max(0, start - first) : max(0, stop - first)])
+            first += len(part)
+        return type(self)(self.kind, tuple(parts))
 
     def select(self, index: Tensor) -> Self:
         """Return the weight of the output channels `index` [n]."""

@@ -8,7 +8,6 @@ import torch
 
 from service.engine.checkpoint_tensors import open_tensors, unusable_weight
 from service.engine.dequantize import dequantize
-from service.engine.gguf_blocks import BlockWeight
 from service.engine.gguf_weights import GgufWeights
 from service.engine.grouped_weight import GroupedWeight
 from service.engine.packed_weights import AUXILIARY, PACKED, PackedWeights, UnpackedWeight, unpack
@@ -17,6 +16,7 @@ from service.engine.quantized_checkpoint import (
     QuantizedWeights,
     StoredQuantization,
 )
+from service.engine.weight import IntegerWeight
 from service.errors import ModelLoadError
 
 _FLOAT8 = {
@@ -61,7 +61,7 @@ class StoredWeights(Protocol):
         """
         ...
 
-    def read_grouped(self, name: str) -> GroupedWeight | BlockWeight | None:
+    def read_grouped(self, name: str) -> IntegerWeight | None:
         """Return a weight as it is stored, on the CPU; None if it is not integers in groups.
 
         Args:

@@ -1,6 +1,7 @@
-"""Scripts of the fake service, and a tool, that the tests of several clients use."""
+"""Scripts of the fake service, a tool and a type, that the tests of several clients use."""
 
 import grpc
+from pydantic import BaseModel
 
 from chatrpc.v1 import chat_pb2
 from tests.fakes.chat_service import Admit, Delta, Fail, Finish, Step, reasoning, tool_call
@@ -32,6 +33,12 @@ TOO_HOT = Fail(
     grpc.StatusCode.INVALID_ARGUMENT, "Too hot.", "INVALID_FIELD", "sampling.temperature"
 )
 """A rejection with status 400 that names a field."""
+
+
+class City(BaseModel):
+    """A place, as `CITY` describes it."""
+
+    city: str
 
 
 def weather(city: str) -> str:

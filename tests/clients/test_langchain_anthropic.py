@@ -7,19 +7,13 @@ import anthropic
 import pytest
 from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
-from pydantic import BaseModel, create_model
+from pydantic import create_model
 
 from chatrpc.v1 import chat_pb2
-from tests.clients.scripts import CALL, CITY, CUT, FULL, RAIN, weather
+from tests.clients.scripts import CALL, CITY, CUT, FULL, RAIN, City, weather
 from tests.fakes.chat_service import MODEL, PROMPT_TOKENS, Admit, Delta, FakeService, Hold
 
 pytestmark = pytest.mark.clients
-
-
-class City(BaseModel):
-    """A place."""
-
-    city: str
 
 
 def chat(url: str, **options: Any) -> ChatAnthropic:

@@ -8,18 +8,12 @@ import openai
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from pydantic import BaseModel, create_model
+from pydantic import create_model
 
-from tests.clients.scripts import CALL, CITY, CUT, FULL, RAIN, weather
+from tests.clients.scripts import CALL, CITY, CUT, FULL, RAIN, City, weather
 from tests.fakes.chat_service import MODEL, PROMPT_TOKENS, Admit, Delta, FakeService, Hold
 
 pytestmark = pytest.mark.clients
-
-
-class City(BaseModel):
-    """A place."""
-
-    city: str
 
 
 Chat = Callable[..., ChatOpenAI]

@@ -14,21 +14,14 @@ from agents import (
     function_tool,
     set_tracing_disabled,
 )
-from pydantic import BaseModel
 
 from chatrpc.v1 import chat_pb2
-from tests.clients.scripts import CALL, CITY, RAIN, weather
+from tests.clients.scripts import CALL, CITY, RAIN, City, weather
 from tests.fakes.chat_service import MODEL, FakeService, Finish, reasoning, tool_call
 
 pytestmark = pytest.mark.clients
 
 set_tracing_disabled(True)  # traces would be sent to OpenAI
-
-
-class City(BaseModel):
-    """A place."""
-
-    city: str
 
 
 @pytest.fixture(

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 from pydantic_ai import Agent, ModelHTTPError, NativeOutput, PromptedOutput, Tool, ToolOutput
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
@@ -11,16 +10,10 @@ from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from chatrpc.v1 import chat_pb2
-from tests.clients.scripts import CALL, CITY, RAIN, TOO_HOT, weather
+from tests.clients.scripts import CALL, CITY, RAIN, TOO_HOT, City, weather
 from tests.fakes.chat_service import MODEL, FakeService, tool_call
 
 pytestmark = pytest.mark.clients
-
-
-class City(BaseModel):
-    """A place."""
-
-    city: str
 
 
 def chat(url: str) -> OpenAIChatModel:

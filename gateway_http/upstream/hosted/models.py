@@ -22,7 +22,7 @@ from gateway_http.upstream.client import CallOptions, Upstream
 from gateway_http.upstream.connection import Connection
 from gateway_http.upstream.hosted.memory import estimated_bytes
 from gateway_http.upstream.hosted.process import Launch, ModelProcess
-from gateway_http.upstream.hosted.schedule import Decision, Snapshot, State, decide
+from gateway_http.upstream.hosted.schedule import Changes, Snapshot, State, decide
 from gateway_http.upstream.registry import HostedModel
 from gateway_http.upstream.rpcs import GET_MODEL, Request, Response, Rpc
 
@@ -60,7 +60,7 @@ class HostingOptions:
     stop_timeout_s: float = 10.0
 
 
-class ModelStatus(NamedTuple):
+class LoadStatus(NamedTuple):
     """The state of a hosted model for clients.
 
     Attributes:
@@ -172,12 +172,12 @@ class HostedModels:
             slot.is_removed = model not in wanted
         self._act()
 
-    def status(self, model: HostedModel) -> ModelStatus:
+    def status(self, model: HostedModel) -> LoadStatus:
         """Return the state of a model."""
         slot = self._slots.get(model)
         if slot is None:
-            return ModelStatus(State.UNLOADED)
-        return ModelStatus(slot.state, slot.failure, self._loop.time() - slot.changed_s)
+            return LoadStatus(State.UNLOADED)
+        return LoadStatus(slot.state, slot.failure, self._loop.time() - slot.changed_s)
 
     def upstream(self, model: HostedModel) -> "HostedUpstream":
         """Return an upstream whose calls load the model if needed."""
@@ -287,21 +287,21 @@ class HostedModels:
                 del self._slots[model]
         slots = {slot.key: slot for slot in self._slots.values()}
         snapshots = [self._snapshot(slot) for slot in slots.values()]
-        decision = decide(snapshots, self._options.budget_bytes, now_s)
-        self._draining = decision.drain
-        self._change(slots, decision)
+        changes = decide(snapshots, self._options.budget_bytes, now_s)
+        self._draining = changes.drain
+        self._change(slots, changes)
         for slot in slots.values():
             if slot.run is not None and slot.key not in self._draining:
                 self._grant(slot, slot.run)
         self._set_timer()
 
-    def _change(self, slots: "dict[str, _Slot]", decision: Decision) -> None:
-        for name in decision.unload:
+    def _change(self, slots: "dict[str, _Slot]", changes: Changes) -> None:
+        for name in changes.unload:
             slot = slots[name]
             self._set_state(slot, State.UNLOADING)
             slot.run = None
             slot.stop.set()
-        for name in decision.load:
+        for name in changes.load:
             slot = slots[name]
             self._set_state(slot, State.LOADING)
             slot.stop.clear()

@@ -54,7 +54,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class Changes:
     """The names of models to change.
 
     Attributes:
@@ -69,7 +69,7 @@ class Decision:
     drain: frozenset[str] = frozenset()
 
 
-def decide(models: Sequence[Snapshot], budget_bytes: float, now_s: float) -> Decision:
+def decide(models: Sequence[Snapshot], budget_bytes: float, now_s: float) -> Changes:
     """Return what to load and to unload at `now_s`.
 
     The memory of all models that are not unloaded stays within the budget, except that one model
@@ -99,7 +99,7 @@ def decide(models: Sequence[Snapshot], budget_bytes: float, now_s: float) -> Dec
     victims = _victims(models, expired, lacking_bytes, may_drain=blocked is not None)
     unload = dict.fromkeys(model.name for model in (*expired, *victims) if model.is_idle)
     drain = frozenset(model.name for model in victims if not model.is_idle)
-    return Decision(tuple(load), tuple(unload), drain)
+    return Changes(tuple(load), tuple(unload), drain)
 
 
 def _waiting(models: Iterable[Snapshot]) -> list[Snapshot]:

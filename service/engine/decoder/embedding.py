@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.engine.gguf_blocks import BlockWeight
-from service.engine.grouped_weight import GroupedWeight
+from service.engine.weight import IntegerWeight
 
 
 class Embedding(Protocol):
@@ -43,7 +42,7 @@ class FloatEmbedding:
 class GroupedEmbedding:
     """An `Embedding` of a table in integers, of which only the rows of a step are dequantized."""
 
-    def __init__(self, table: GroupedWeight | BlockWeight) -> None:
+    def __init__(self, table: IntegerWeight) -> None:
         self._table = table
         self.dtype = torch.float32
         self.device = torch.device("cpu")

@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.engine import gguf_blocks, grouped_weight
 from service.engine.decoder.architecture import Activation
-from service.engine.gguf_blocks import BlockWeight
-from service.engine.grouped_weight import GroupedWeight
+from service.engine.weight import Weight, concatenate
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +39,6 @@ class Gate:
 
 
 Prologue = RmsNorm | Gate | None
-
-Weight = Tensor | GroupedWeight | BlockWeight
 
 
 class Linear(Protocol):
@@ -98,22 +94,10 @@ def make_joined(
     Args:
         bias: [sum of N_i].
     """
-    whole = _concatenated(weights)
+    whole = concatenate(weights)
     if whole is not None:
         return make_linear(whole, bias, prologue)
     # For example, files in Q4_K_M have 4 bits for q and k, and 6 bits for v in every second layer.
     sizes = [weight.shape[0] for weight in weights]
     biases = [None] * len(weights) if bias is None else torch.split(bias, sizes)
     return JoinedLinear([make_linear(w, b, prologue) for w, b in zip(weights, biases, strict=True)])
-
-
-def _concatenated(weights: Sequence[Weight]) -> Weight | None:
-    """Return one weight with all output channels; None if they are not stored in the same way."""
-    floats = [weight for weight in weights if isinstance(weight, Tensor)]
-    grouped = [weight for weight in weights if isinstance(weight, GroupedWeight)]
-    blocks = [weight for weight in weights if isinstance(weight, BlockWeight)]
-    if len(floats) == len(weights):
-        return torch.cat(floats)
-    if len(grouped) == len(weights):
-        return grouped_weight.concatenate(grouped)
-    return gguf_blocks.concatenate(blocks) if len(blocks) == len(weights) else None

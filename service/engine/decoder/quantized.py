@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from service.engine.decoder.linear import Gate, Prologue, RmsNorm, Weight
+from service.engine.decoder.linear import Gate, Prologue, RmsNorm
 from service.engine.native.int4 import NativeInt4Linear, can_pack
 from service.engine.native.linear import (
     Int8Linear,
@@ -13,6 +13,7 @@ from service.engine.native.linear import (
     PrologueKind,
     TorchInt8Linear,
 )
+from service.engine.weight import Weight
 
 _GATES = {"silu": PrologueKind.SILU_GATE, "gelu_tanh": PrologueKind.GELU_TANH_GATE}
 

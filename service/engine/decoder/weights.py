@@ -8,11 +8,9 @@ import structlog
 import torch
 
 from service.engine.checkpoint_tensors import reject_foreign
-from service.engine.decoder.linear import Weight
-from service.engine.gguf_blocks import BlockWeight
-from service.engine.grouped_weight import GroupedWeight
 from service.engine.quantized_checkpoint import StoredQuantization
 from service.engine.stored_weights import open_weights
+from service.engine.weight import IntegerWeight, Weight
 from service.errors import ModelLoadError
 
 log = structlog.get_logger(__name__)
@@ -99,9 +97,7 @@ class Weights:
         self._check_shape(name, tensor.shape, shape)
         return tensor
 
-    def grouped(
-        self, name: str, out_features: int, in_features: int
-    ) -> GroupedWeight | BlockWeight | None:
+    def grouped(self, name: str, out_features: int, in_features: int) -> IntegerWeight | None:
         """Return the weight `name` in its groups of integers.
 
         None if it is not stored in groups, or groups are not kept.

@@ -29,6 +29,7 @@ from service.engine.native.linear import (
     float_arguments,
     parts_of_panels,
 )
+from service.engine.weight import IntegerWeight, Weight
 
 GROUP: Final = 32  # inputs that share a scale and a minimum
 
@@ -47,21 +48,21 @@ class NativeInt4Linear(NativeLinear):
     def __init__(
         self,
         library: ctypes.CDLL,
-        weight: Tensor | GroupedWeight | BlockWeight,
+        weight: Weight,
         bias: Tensor | None = None,
         norm: Tensor | None = None,
     ) -> None:
         super().__init__(library, pack_int4(library, weight), bias, norm)
 
 
-def can_pack(weight: GroupedWeight | BlockWeight) -> bool:
+def can_pack(weight: IntegerWeight) -> bool:
     """Return True if `NativeInt4Linear` keeps the weight's values."""
     if isinstance(weight, BlockWeight):
         return weight.kind in _BLOCK_TYPES
     return weight.bits == 4 and weight.group_size % GROUP == 0
 
 
-def pack_int4(library: ctypes.CDLL, weight: Tensor | GroupedWeight | BlockWeight) -> PackedWeight:
+def pack_int4(library: ctypes.CDLL, weight: Weight) -> PackedWeight:
     """Pack a weight [N, K] in 4 bits, on all threads; see `NativeInt4Linear`."""
     out_features, in_features = weight.shape
     num_panels, num_steps = -(-out_features // PANEL), -(-in_features // _STEP_INPUTS)

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from service.engine.gguf_blocks import BlockWeight
-from service.engine.grouped_weight import GroupedWeight
+from service.engine.weight import Weight
 
 BLOCK = 64  # inputs that are rotated together; K is padded with zeros to a multiple of it
 PANEL = 32  # output channels that are adjacent in a packed weight
@@ -37,8 +37,6 @@ _CHUNK = 1 << 20  # weights that are quantized, and in memory as floats, at once
 _ARENA_BYTES = 32 << 20
 _SMALLEST = 1e-30  # smaller rows count as zeros; 2^17 divided by it fits a float32
 
-
-FloatOrGroups = Tensor | GroupedWeight | BlockWeight
 BLOCK_TYPES = {
     kind: number
     for number, kind in enumerate(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))
@@ -98,7 +96,7 @@ def _sylvester(size: int) -> Tensor:
 _SIGNS = _sylvester(BLOCK)  # the Hadamard matrix times 8: symmetric, and its own inverse times 64
 
 
-def rotated_rows(weight: FloatOrGroups, start: int, stop: int) -> Tensor:
+def _rotated_rows(weight: Weight, start: int, stop: int) -> Tensor:
     """Return rows of a weight [N, K], padded to whole blocks and rotated, in float32."""
     if isinstance(weight, Tensor):
         part = weight[start:stop].float()
@@ -108,7 +106,7 @@ def rotated_rows(weight: FloatOrGroups, start: int, stop: int) -> Tensor:
     return (part.view(-1, BLOCK) @ (_SIGNS / 8)).view_as(part)
 
 
-def quantize(weight: FloatOrGroups) -> QuantizedWeight:
+def quantize(weight: Weight) -> QuantizedWeight:
     """Rotate and quantize a weight [N, K]: of any float type, or in groups."""
     out_features, in_features = weight.shape
     padded = -(-in_features // BLOCK) * BLOCK
@@ -117,7 +115,7 @@ def quantize(weight: FloatOrGroups) -> QuantizedWeight:
     rows_at_once = max(1, _CHUNK // padded)
     for start in range(0, out_features, rows_at_once):
         rows = slice(start, start + rows_at_once)
-        rotated = rotated_rows(weight, start, start + rows_at_once)
+        rotated = _rotated_rows(weight, start, start + rows_at_once)
         amax = torch.linalg.vector_norm(rotated, torch.inf, dim=1, keepdim=True)
         scale[rows] = (amax / 127).squeeze(1)
         values[rows] = rotated.mul_(torch.where(amax > 0, 127 / amax, 0.0)).round_()
@@ -212,7 +210,7 @@ class NativeLinear:
         return out
 
 
-def pack_int8(library: ctypes.CDLL, weight: FloatOrGroups | QuantizedWeight) -> PackedWeight:
+def pack_int8(library: ctypes.CDLL, weight: Weight | QuantizedWeight) -> PackedWeight:
     """Pack a weight [N, K] in int8 with one scale per output channel.
 
     A weight that is not in int8 is rotated and quantized on all threads.
@@ -269,7 +267,7 @@ class NativeInt8Linear(NativeLinear):
     def __init__(
         self,
         library: ctypes.CDLL,
-        weight: FloatOrGroups | QuantizedWeight,
+        weight: Weight | QuantizedWeight,
         bias: Tensor | None = None,
         norm: Tensor | None = None,
     ) -> None:
@@ -341,7 +339,7 @@ class TorchInt8Linear:
 
     def __init__(
         self,
-        weight: FloatOrGroups | QuantizedWeight,
+        weight: Weight | QuantizedWeight,
         bias: Tensor | None = None,
         norm: Tensor | None = None,
         *,

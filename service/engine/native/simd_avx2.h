@@ -277,10 +277,6 @@ inline Bytes upper_nibbles(Bytes a) {
 inline Bytes add(Bytes a, Bytes b) {
     return {_mm256_add_epi8(a.low, b.low), _mm256_add_epi8(a.high, b.high)};
 }
-inline Bytes subtract(Bytes a, Bytes b) {
-    return {_mm256_sub_epi8(a.low, b.low), _mm256_sub_epi8(a.high, b.high)};
-}
-inline Bytes broadcast_bytes(int8_t x) { return {_mm256_set1_epi8(x), _mm256_set1_epi8(x)}; }
 inline Bytes multiply_words(Bytes a, Bytes b) {
     return {_mm256_mullo_epi16(a.low, b.low), _mm256_mullo_epi16(a.high, b.high)};
 }

@@ -284,12 +284,6 @@ inline Bytes upper_nibbles(Bytes a) {
 inline Bytes add(Bytes a, Bytes b) {
     return each<Bytes>([&](int i) { return vaddq_s8(a.v[i], b.v[i]); });
 }
-inline Bytes subtract(Bytes a, Bytes b) {
-    return each<Bytes>([&](int i) { return vsubq_s8(a.v[i], b.v[i]); });
-}
-inline Bytes broadcast_bytes(int8_t x) {
-    return each<Bytes>([&](int) { return vdupq_n_s8(x); });
-}
 inline Bytes multiply_words(Bytes a, Bytes b) {
     return each<Bytes>([&](int i) {
         return vreinterpretq_s8_s16(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway_http.upstream.hosted.schedule import Decision, Snapshot, State, decide
+from gateway_http.upstream.hosted.schedule import Changes, Snapshot, State, decide
 
 
 def loaded(name: str, *, used_s: float = 0.0, num_calls: int = 0, size: int = 1) -> Snapshot:
@@ -26,37 +26,37 @@ def waiting(name: str, since_s: float = 0.0, size: int = 1) -> Snapshot:
 
 
 def test_model_that_fits_is_loaded() -> None:
-    assert decide([loaded("a"), waiting("b")], 2, 0) == Decision(load=("b",))
+    assert decide([loaded("a"), waiting("b")], 2, 0) == Changes(load=("b",))
 
 
 def test_model_without_a_request_is_not_loaded() -> None:
     idle = Snapshot(name="a", state=State.UNLOADED, memory_bytes=1)
-    assert decide([idle], 2, 0) == Decision()
+    assert decide([idle], 2, 0) == Changes()
 
 
 def test_least_recently_used_model_makes_room() -> None:
     models = [loaded("new", used_s=5), loaded("old", used_s=1), waiting("b")]
-    assert decide(models, 2, 6) == Decision(unload=("old",))
+    assert decide(models, 2, 6) == Changes(unload=("old",))
 
 
 def test_no_more_models_are_unloaded_than_needed() -> None:
     models = [loaded("c", used_s=3), loaded("a", used_s=1), loaded("b", used_s=2)]
-    assert decide([*models, waiting("d", size=2)], 3, 4) == Decision(unload=("a", "b"))
+    assert decide([*models, waiting("d", size=2)], 3, 4) == Changes(unload=("a", "b"))
 
 
 def test_idle_model_makes_room_before_a_busy_one() -> None:
     models = [loaded("busy", used_s=1, num_calls=1), loaded("idle", used_s=5), waiting("b")]
-    assert decide(models, 2, 6) == Decision(unload=("idle",))
+    assert decide(models, 2, 6) == Changes(unload=("idle",))
 
 
 def test_busy_model_is_drained_if_no_other_makes_room() -> None:
     models = [loaded("busy", num_calls=2), waiting("b")]
-    assert decide(models, 1, 6) == Decision(drain=frozenset({"busy"}))
+    assert decide(models, 1, 6) == Changes(drain=frozenset({"busy"}))
 
 
 def test_memory_that_is_about_to_be_free_is_waited_for() -> None:
     ending = Snapshot(name="a", state=State.UNLOADING, memory_bytes=1)
-    assert decide([ending, loaded("b"), waiting("c")], 2, 0) == Decision()
+    assert decide([ending, loaded("b"), waiting("c")], 2, 0) == Changes()
 
 
 def test_later_request_does_not_overtake_the_first_that_has_no_room() -> None:
@@ -65,24 +65,24 @@ def test_later_request_does_not_overtake_the_first_that_has_no_room() -> None:
 
 
 def test_model_that_exceeds_the_budget_is_loaded_by_itself() -> None:
-    assert decide([loaded("a"), waiting("b", size=9)], 3, 0) == Decision(unload=("a",))
+    assert decide([loaded("a"), waiting("b", size=9)], 3, 0) == Changes(unload=("a",))
     gone = Snapshot(name="a", state=State.UNLOADED, memory_bytes=1)
-    assert decide([gone, waiting("b", size=9)], 3, 0) == Decision(load=("b",))
+    assert decide([gone, waiting("b", size=9)], 3, 0) == Changes(load=("b",))
 
 
 @pytest.mark.parametrize(("now_s", "unload"), [(99.9, ()), (100.0, ("a",))])
 def test_idle_model_is_unloaded_after_its_timeout(now_s: float, unload: tuple[str, ...]) -> None:
-    assert decide([loaded("a")], math.inf, now_s) == Decision(unload=unload)
+    assert decide([loaded("a")], math.inf, now_s) == Changes(unload=unload)
 
 
 def test_busy_model_does_not_expire() -> None:
-    assert decide([loaded("a", num_calls=1)], math.inf, 1000) == Decision()
+    assert decide([loaded("a", num_calls=1)], math.inf, 1000) == Changes()
 
 
 def test_models_that_outgrew_the_budget_are_unloaded_except_the_last_used() -> None:
     models = [loaded("a", used_s=1, size=4), loaded("b", used_s=2, size=4)]
-    assert decide(models, 5, 3) == Decision(unload=("a",))
-    assert decide(models[1:], 3, 3) == Decision()
+    assert decide(models, 5, 3) == Changes(unload=("a",))
+    assert decide(models[1:], 3, 3) == Changes()
 
 
 SIZES = (0, 1, 2, 3, 5, 8)
@@ -123,35 +123,35 @@ class Host:
         ]
 
     def act(self) -> None:
-        """Decide, check the decision, and carry it out."""
+        """Decide, check the changes, and carry them out."""
         self.now_s += 1
         before = self.snapshots()
-        decision = decide(before, self.budget, self.now_s)
-        assert decision == decide(before, self.budget, self.now_s)
-        for name in decision.unload:
+        changes = decide(before, self.budget, self.now_s)
+        assert changes == decide(before, self.budget, self.now_s)
+        for name in changes.unload:
             model = before[int(name)]
             assert model.state is State.LOADED
             assert model.num_calls == 0
             self.states[int(name)] = State.UNLOADING
-        for name in decision.load:
+        for name in changes.load:
             assert before[int(name)].state is State.UNLOADED
             assert before[int(name)].waiting_since_s is not None
             others = [i for i, state in enumerate(self.states) if state is not State.UNLOADED]
             used = sum(self.sizes[i] for i in others) + self.sizes[int(name)]
             assert used <= self.budget or not others
             self.states[int(name)] = State.LOADING
-        for name in decision.drain:
+        for name in changes.drain:
             assert before[int(name)].num_calls > 0
-        self._check_order(before, decision)
-        self.draining = decision.drain
+        self._check_order(before, changes)
+        self.draining = changes.drain
         for i, state in enumerate(self.states):
             if state is State.LOADED and str(i) not in self.draining:
                 self.grant(i)
 
-    def _check_order(self, before: list[Snapshot], decision: Decision) -> None:
+    def _check_order(self, before: list[Snapshot], changes: Changes) -> None:
         """Check that of the idle models those are unloaded that were used the longest time ago."""
-        idle = [model for model in before if model.is_idle and model.name not in decision.unload]
-        for name in decision.unload:
+        idle = [model for model in before if model.is_idle and model.name not in changes.unload]
+        for name in changes.unload:
             unloaded = before[int(name)]
             has_expired = unloaded.expires_s <= self.now_s
             assert has_expired or all(unloaded.last_used_s <= each.last_used_s for each in idle)
