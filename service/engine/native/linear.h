@@ -17,10 +17,10 @@ struct chatrpc_linear_layer {
     int64_t out_features;
     int64_t in_features;
     const uint8_t* weights;  // 64-byte aligned
-    const float* scales;     // padded to whole panels, as is the bias; none in the format kGroups
+    const float* scales;     // padded to whole panels, as is the bias; not read in the format kGroups
     const float* bias;       // zeros for none
     const float* norm;       // the RMS norm's weights [in_features]; read with that prologue only
-    int32_t format;          // 0 is int8; int4.h has the others
+    int32_t format;          // 0 is int8, 1 is kGroups of int4.h
     int32_t path;            // 1 is VNNI, 2 is AMX, 0 the faster one for the number of rows
 };
 
