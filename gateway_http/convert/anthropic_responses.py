@@ -56,7 +56,7 @@ class MessageEvents:
         self._has_refused = False
         self._index = -1  # of the open block, or of the last one
         self._open: type[anthropic.ContentBlock] | None = None
-        self._thinking = ""
+        self._thinking: list[str] = []  # joined once: appending to a text would copy all of it
         self.is_started = False
 
     def push(self, chunk: chat_pb2.ChatCompletionChunk, model: str) -> list[anthropic.Event]:
@@ -111,7 +111,7 @@ class MessageEvents:
         events: list[anthropic.Event] = []
         if delta.reasoning_content:
             events += self._begin(anthropic.ThinkingBlock("", ""))
-            self._thinking += delta.reasoning_content
+            self._thinking.append(delta.reasoning_content)
             if not self._hides_thinking:
                 events.append(self._more(anthropic.ThinkingDelta(delta.reasoning_content)))
         self._has_refused |= bool(delta.refusal)
@@ -149,10 +149,10 @@ class MessageEvents:
             return []
         events: list[anthropic.Event] = []
         if self._open is anthropic.ThinkingBlock:
-            signed = _signature(self._thinking, is_hidden=self._hides_thinking)
+            signed = _signature("".join(self._thinking), is_hidden=self._hides_thinking)
             delta = anthropic.SignatureDelta(signed)
             events.append(anthropic.ContentBlockDelta(self._index, delta))
-            self._thinking = ""
+            self._thinking = []
         self._open = None
         return [*events, anthropic.ContentBlockStop(self._index)]
 

@@ -1,5 +1,5 @@
-"""Reads and decodes request bodies, and converts large responses, within limits that all requests
-share.
+"""Reads and decodes request bodies, and converts large responses and stored conversations, within
+limits that all requests share.
 """
 
 import asyncio
@@ -153,7 +153,8 @@ class Bodies:
 
         Args:
             caller: The caller of the request.
-            num_bytes: The size of the service's response that the function converts.
+            num_bytes: The size of what the function converts: the service's response, or a body
+                with the stored conversation that it continues.
             function: The function.
             arguments: Its arguments.
         """

@@ -1,4 +1,4 @@
-"""Serves chat and text completions, as a whole or as a stream of events."""
+"""Serves requests whose output a model generates, as a whole or as a stream of events."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
